@@ -1,0 +1,123 @@
+"""What the kernel and the administrator must allow before Apptainer works, each with its cure."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from _llm import apptainer
+
+NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "afs", "ceph")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something missing: what, why it matters, the command that an administrator would run."""
+
+    what: str
+    why: str
+    fix: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        kind = "" if self.fatal else "note: "
+        return f"{kind}{self.what}\n  why: {self.why}\n  fix: {self.fix}"
+
+
+def run(home: str) -> list[Problem]:
+    """Return everything that keeps this user from running or building images here."""
+    found = [user_namespaces(), fuse_device(), subordinate_ids()]
+    return [problem for problem in found if problem]
+
+
+def user_namespaces() -> Problem | None:
+    """Unprivileged user namespaces: Apptainer without setuid stands on them."""
+    if subprocess.run(["unshare", "--user", "--map-root-user", "true"], check=False,
+                      capture_output=True).returncode == 0:
+        return None
+    fix = "an administrator: sysctl -w user.max_user_namespaces=15000"
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        fix = "an administrator: sysctl -w kernel.unprivileged_userns_clone=1"
+    elif _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        fix = ("an administrator installs Ubuntu's package apptainer (it carries an AppArmor "
+               "profile), or: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
+    return Problem("unprivileged user namespaces are not available",
+                   "Apptainer without setuid needs them to run any image", fix)
+
+
+def fuse_device() -> Problem | None:
+    """/dev/fuse: image files are mounted through it; else each start unpacks the whole image."""
+    if os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return None
+    return Problem("/dev/fuse is missing or not accessible",
+                   "without it Apptainer unpacks the whole image for each start",
+                   "an administrator: modprobe fuse && chmod 0666 /dev/fuse", fatal=False)
+
+
+def subordinate_ids() -> Problem | None:
+    """/etc/subuid and /etc/subgid: package installations in a build need more than one user id."""
+    if os.geteuid() == 0 and apptainer.has_all_capabilities():
+        return None
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    if all(_has_range(path, user) for path in ("/etc/subuid", "/etc/subgid")):
+        return None
+    return Problem(
+        f"user {user} has no range of subordinate ids", "building an image needs one (running "
+        "images does not)", "an administrator: usermod --add-subuids 100000-165535 "
+        f"--add-subgids 100000-165535 {user}   (a range that nobody else has)", fatal=False)
+
+
+def ensure_root_subids() -> None:
+    """Give root a range where it has none: root with reduced capabilities builds with --fakeroot.
+
+    Only these two lists of id ranges change, by appending a line; it is said on standard output.
+    """
+    for path in ("/etc/subuid", "/etc/subgid"):
+        if _has_range(path, "root"):
+            continue
+        taken = [line.split(":") for line in _read(path).splitlines() if line.count(":") == 2]
+        start = max([int(first) + int(count) for _, first, count in taken] + [100000])
+        with open(path, "a") as stream:
+            stream.write(f"root:{start}:65536\n")
+        print(f"setup: added 'root:{start}:65536' to {path} (this root lacks capabilities, so "
+              "images are built in a user namespace)")
+
+
+def file_system_of(folder: Path) -> str:
+    """Type of the file system that holds a folder (proc(5), mountinfo)."""
+    best, kind = "", ""
+    path = os.path.realpath(folder)
+    for line in _read("/proc/self/mountinfo").splitlines():
+        fields = line.split()
+        point = fields[4].replace("\\040", " ")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fields[fields.index("-") + 1]
+    return kind
+
+
+def is_network_file_system(folder: Path) -> bool:
+    """Whether builds there would fail: user namespaces and NFS or Lustre don't go together."""
+    return file_system_of(folder) in NETWORK_FILE_SYSTEMS
+
+
+def apptainer_version(path: str) -> str:
+    """Version of an Apptainer program, as `1.4.5`."""
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.strip().split()[-1] if done.stdout.strip() else "of unknown version"
+
+
+def _has_range(path: str, user: str) -> bool:
+    return any(line.split(":")[0] in (user, str(os.geteuid()))
+               for line in _read(path).splitlines() if line.count(":") == 2)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,41 @@
+"""Entry of every program in bin/: `python3 -I bin/_llm/main.py PROGRAM [ARG...]`.
+
+`-I` keeps the caller's PYTHON* variables, `~/.local` and working directory out, so the library's
+own folder has to be put on the path here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+PROGRAMS = {
+    "llm-run": "_llm.run",
+    "setup": "_llm.setup",
+    "image": "_llm.image",
+}
+
+
+def main() -> int:
+    """Run the program named by the first argument and return its exit status."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from _llm.errors import LLMError, report
+
+    name = sys.argv[1]
+    try:
+        # importlib.import_module does the same, but its import costs time at every start.
+        __import__(PROGRAMS[name])
+        return int(sys.modules[PROGRAMS[name]].main(sys.argv[2:]))
+    except LLMError as error:
+        return report(name, [error])
+    except KeyboardInterrupt:
+        # Die of the signal itself, so that a calling shell or make sees an interruption.
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Find Apptainer and the build tools, install what is missing, say what only an administrator can.
+
+    make setup
+
+Order: what is on PATH; as root, the distribution's package; else unpacked into `.tools/` of the
+checkout, from the distribution's newer packages or upstream's release. Nothing of the system's C
+library is touched: an unpacked program brings its own loader and libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from _llm import apptainer, checks
+from _llm.debian import Archive, PrivateApt, fetch, host_archives, unpack
+from _llm.errors import LLMError
+
+HOME = Path(__file__).resolve().parent.parent.parent
+TOOLS = HOME / ".tools"
+# Debian 12 and 13 have no Apptainer; this suite does.
+NEWER_SUITE = "unstable"
+APPTAINER_PACKAGES = ("apptainer", "squashfs-tools", "squashfuse", "fuse-overlayfs", "fuse3",
+                      "uidmap")
+# Programs of those packages that are started on this host and so need their own loader.
+PROGRAMS = ("usr/bin/apptainer", "usr/lib/*/apptainer/bin/starter", "usr/bin/mksquashfs",
+            "usr/bin/unsquashfs", "usr/bin/squashfuse", "usr/bin/squashfuse_ll",
+            "usr/bin/fuse-overlayfs", "usr/bin/fusermount3", "usr/bin/newuidmap",
+            "usr/bin/newgidmap", "usr/sbin/mount.fuse3")
+UPSTREAM_INSTALLER = ("https://raw.githubusercontent.com/apptainer/apptainer/main/tools/"
+                      "install-unprivileged.sh")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`setup [--check]`: install what is missing, then check what the kernel allows."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if arguments and arguments[0] == "--show-packages":
+        for package in newer_apt().resolve(arguments[1:]):
+            print(package.name, package.version, package.size)
+        return 0
+    if "--check" not in arguments:
+        ensure_apptainer()
+        ensure_build_tools()
+    problems = checks.run(str(HOME))
+    for problem in problems:
+        print(f"setup: {problem}", file=sys.stderr)
+    if not problems:
+        path = apptainer.find_apptainer(os.environ, str(HOME)).path
+        print(f"setup: {path} {checks.apptainer_version(path)} is ready")
+    return 2 if any(problem.fatal for problem in problems) else 0
+
+
+def ensure_apptainer() -> str:
+    """Return the path of an Apptainer, installed first where there is none."""
+    try:
+        return apptainer.find_apptainer(os.environ, str(HOME)).path
+    except LLMError:
+        pass
+    if os.environ.get("LLM_APPTAINER"):
+        return apptainer.find_apptainer(os.environ, str(HOME)).path
+    for step in (install_system_package, install_newer_debian, install_upstream):
+        if step():
+            return apptainer.find_apptainer(os.environ, str(HOME)).path
+    raise LLMError(
+        "Apptainer could not be installed",
+        "no package of the distribution, no Debian archive in APT's configuration, and upstream's "
+        "release could not be fetched",
+        "an administrator runs: apt-get install apptainer   (or: dnf install epel-release && dnf "
+        "install apptainer)\nor use images that an administrator built: LLM_IMAGE=/path/to/x.sif",
+    )
+
+
+def install_system_package() -> bool:
+    """As root: the distribution's own package, where it has one. Return whether it is there now."""
+    if os.geteuid() != 0:
+        return False
+    if shutil.which("apt-get"):
+        policy = _output(["apt-cache", "policy", "apptainer"])
+        if "Candidate:" not in policy or "Candidate: (none)" in policy:
+            return False
+        command = ["apt-get", "install", "-y", "-qq", "apptainer"]
+    elif shutil.which("dnf"):
+        subprocess.run(["dnf", "install", "-y", "-q", "epel-release"], check=False)
+        command = ["dnf", "install", "-y", "-q", "apptainer"]
+    else:
+        return False
+    print("setup: " + " ".join(command), flush=True)
+    done = subprocess.run(command, check=False, env={**os.environ,
+                                                     "DEBIAN_FRONTEND": "noninteractive"})
+    return done.returncode == 0 and shutil.which("apptainer") is not None
+
+
+def newer_apt() -> PrivateApt:
+    """A private APT on the newer suite of the host's own Debian mirror, its lists fetched."""
+    archives = host_archives()
+    if not archives:
+        raise LLMError("this host's APT names no Debian archive")
+    apt = PrivateApt(TOOLS / "apt" / NEWER_SUITE, [Archive(archives[0].uri, NEWER_SUITE)])
+    apt.update()
+    return apt
+
+
+def install_newer_debian() -> bool:
+    """Unpack Apptainer from Debian's newer packages into `.tools/apptainer` and make it start."""
+    if not host_archives():
+        return False
+    print(f"setup: unpacking Apptainer from Debian {NEWER_SUITE} into {TOOLS / 'apptainer'}",
+          flush=True)
+    folder = TOOLS / "apptainer"
+    part = TOOLS / f".apptainer-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    mirrors = {"main": host_archives()[0].uri}
+    apt = newer_apt()
+    patchelf = ensure_debian_tool("patchelf", "usr/bin/patchelf")
+    for package in apt.resolve(APPTAINER_PACKAGES):
+        unpack(fetch(package, mirrors, cache_folder() / "debian"), part)
+    relocate(part, folder, patchelf)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return True
+
+
+def relocate(part: Path, folder: Path, patchelf: Path) -> None:
+    """Make unpacked programs, which will lie in `folder`, start with their own C library.
+
+    The paths that Apptainer looks for are `PREFIX/usr/etc` and, from its starter,
+    `PREFIX/usr/lib/var` (seen with `apptainer buildcfg`): two links make both right.
+    """
+    final = folder.resolve()
+    loaders = sorted(part.glob("usr/lib*/**/ld-linux-x86-64.so.2"))
+    if not loaders:
+        raise LLMError("the unpacked C library has no loader",
+                       "only x86-64 Linux is supported by this way of installing Apptainer",
+                       "ask an administrator to install apptainer")
+    libraries = part / "usr/lib/x86_64-linux-gnu"
+    loader = final / loaders[0].relative_to(part)
+    for pattern in PROGRAMS:
+        for program in part.glob(pattern):
+            # DT_RPATH, not DT_RUNPATH: it holds for the libraries' own libraries too.
+            subprocess.run(
+                [patchelf, "--force-rpath", "--set-interpreter", loader,
+                 "--set-rpath", final / libraries.relative_to(part), program], check=True)
+    (part / "usr/etc").symlink_to("../etc")
+    (part / "usr/lib/etc").symlink_to("../../etc")
+    (part / "usr/var").mkdir(exist_ok=True)
+    (part / "usr/lib/var").symlink_to("../var")
+    (part / "usr/var/lib/apptainer/mnt/session").mkdir(parents=True, exist_ok=True)
+    bindir = part / "bin"
+    shutil.rmtree(bindir, ignore_errors=True) if not bindir.is_symlink() else bindir.unlink()
+    bindir.symlink_to("usr/bin")
+    conf = part / "etc/apptainer/apptainer.conf"
+    lines = [line for line in conf.read_text().splitlines() if not line.startswith("binary path")]
+    conf.write_text("\n".join(lines) + f"\nbinary path = {final}/usr/bin:{final}/usr/sbin:$PATH:\n")
+    (part / "here").symlink_to(final)
+
+
+def install_upstream() -> bool:
+    """Run upstream's own unprivileged installer where the network reaches it."""
+    if not (shutil.which("curl") and shutil.which("rpm2cpio") and shutil.which("cpio")):
+        return False
+    script = subprocess.run(["curl", "-fsSL", "--max-time", "60", UPSTREAM_INSTALLER],
+                            capture_output=True, check=False)
+    if script.returncode:
+        return False
+    folder = TOOLS / "apptainer"
+    part = folder / "upstream"
+    part.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["bash", "-s", "-", str(part)], input=script.stdout, check=False)
+    if done.returncode:
+        return False
+    for name, target in (("usr/bin", part / "bin"), ("here", folder.resolve())):
+        link = folder / name
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return True
+
+
+def ensure_build_tools() -> None:
+    """Have debootstrap and, as root, a subordinate id range: what building an image needs."""
+    if host_archives():
+        ensure_debian_tool("debootstrap", "usr/sbin/debootstrap")
+    if os.geteuid() == 0 and not apptainer.has_all_capabilities():
+        checks.ensure_root_subids()
+
+
+def ensure_debian_tool(name: str, program: str) -> Path:
+    """Return the path of a program: on PATH, or unpacked from the host's own Debian release.
+
+    name: program and package. program: its path in the package.
+    """
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if found:
+        return Path(found)
+    folder = TOOLS / "debian"
+    if not (folder / program).exists():
+        archives = host_archives()
+        if not archives:
+            raise LLMError(f"{name} is missing", "this host has no Debian archive to take it from",
+                           f"an administrator installs the package {name}")
+        print(f"setup: unpacking {name} into {folder}", flush=True)
+        apt = PrivateApt(TOOLS / "apt" / archives[0].suite, archives)
+        apt.update()
+        packages = [p for p in apt.resolve([name]) if p.name == name]
+        mirrors = {"main": archives[0].uri, "security": archives[-1].uri}
+        for package in packages:
+            unpack(fetch(package, mirrors, cache_folder() / "debian"), folder)
+    return folder / program
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project (as in the site profile's default)."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get("LLM_CACHE_DIR") or os.path.join(base, "llm"))
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
