@@ -1,0 +1,147 @@
+"""Build, find, list and lock the images: what `make image`, `make lock` and the tests call.
+
+    sh bin/_llm/tool.sh image build --image llm --variant cpu
+    sh bin/_llm/tool.sh image path  --image llm --variant cpu     # where it is or would be
+    sh bin/_llm/tool.sh image list
+    sh bin/_llm/tool.sh image lock  --image llm
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from _llm import setup
+from _llm.apptainer import exec_flags
+from _llm.errors import LLMError
+from _llm.images import build as builder
+from _llm.images.catalog import image_names, load_image, variants_of
+from _llm.images.llama_cpp import cuda_architectures
+from _llm.images.lock import find_uv, lock_image
+from _llm.settings import Settings, load_settings
+
+HOME = Path(__file__).resolve().parent.parent.parent
+# CUDA 13 needs this driver; CUDA 12 the other (NVIDIA's compatibility table).
+DRIVER_CUDA13, DRIVER_CUDA12 = 580, 525
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the commands. Raises LLMError for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="image", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["build", "path", "list", "lock", "inputs"])
+    parser.add_argument("--image", default="llm", help="name: a folder of containers/")
+    parser.add_argument("--variant", default="", help="cpu, cuda13, cuda12; several by commas; "
+                        "empty: for this machine")
+    parser.add_argument("--base", default="", help="docker://NAME:TAG, oci-archive:FILE or a local "
+                        "image in place of debootstrap")
+    parser.add_argument("--cuda-architectures", default="", help="such as '80 90'; empty: the site "
+                        "profile's, else this machine's GPUs")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    settings = load_settings(os.environ, str(HOME))
+    containers = HOME / "containers"
+    if options.command == "lock":
+        wanted = options.variant.replace(",", " ").split()
+        state = Path(settings.get("paths", "cache"))
+        report = lock_image(containers, options.image, wanted, state, find_uv(HOME))
+        print("\n".join(report) or "nothing changed")
+        return 0
+    if options.command == "list":
+        for name in image_names(containers):
+            print(name, *variants_of(containers, name))
+        return 0
+    for variant in wanted_variants(containers, options.image, options.variant, settings):
+        image = load_image(containers, options.image, variant)
+        request = make_request(settings, options.base, options.cuda_architectures, variant)
+        if options.command == "path":
+            print(builder.target_of(image, request))
+        elif options.command == "inputs":
+            for key, value in sorted(builder.inputs_of(image, request).items()):
+                print(f"{key}: {value}")
+        else:
+            print(builder.build(image, request))
+    return 0
+
+
+def make_request(
+    settings: Settings, base: str, architectures: str, variant: str,
+) -> builder.Request:
+    """Put together what a build depends on, from options and settings."""
+    configured = architectures.split() or settings.items("container", "cuda_architectures")
+    words: list[str] = []
+    if variant.startswith("cuda"):
+        words = cuda_architectures(configured, {} if configured else gpus_here())
+    debootstrap = shutil.which("debootstrap", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    unpacked = HOME / ".tools/debian/usr/sbin/debootstrap"
+    return builder.Request(
+        containers=HOME / "containers", images=Path(settings.get("container", "image_dir")),
+        cache=Path(settings.get("paths", "cache")) / "build",
+        apptainer=setup.ensure_apptainer(), flags=exec_flags(), base=base,
+        debootstrap=debootstrap or (str(unpacked) if unpacked.exists() else ""),
+        architectures=tuple(words), mirror=os.environ.get("LLM_DEBIAN_MIRROR", ""),
+    )
+
+
+def wanted_variants(
+    containers: Path, name: str, asked: str, settings: Settings,
+) -> list[str]:
+    """The variants to build: asked for, the site profile's, by the driver that is here, else cpu.
+
+    Raises LLMError where the profile says that the site has GPUs and this machine shows none: a
+    login node is no proof of a site without GPUs.
+    """
+    if name in image_names(containers) and not variants_of(containers, name):
+        return [""]
+    if asked:
+        return asked.replace(",", " ").split()
+    profile = settings.items("container", "variants")
+    if profile:
+        return profile
+    driver = nvidia_driver()
+    if driver >= DRIVER_CUDA13:
+        return ["cuda13"]
+    if driver >= DRIVER_CUDA12:
+        return ["cuda12"]
+    model, count = settings.get("gpus", "model"), settings.get("gpus", "per_node")
+    if (model or count not in ("", "0")) and not driver:
+        raise LLMError(
+            "which variant?", f"the site profile '{settings.site}' has GPUs ({model or count}), and "
+            "this machine shows no driver that would tell which",
+            f"make image IMAGE={name} VARIANT=cuda13   (driver 580 or newer; else cuda12, or cpu)",
+        )
+    return ["cpu"]
+
+
+def nvidia_driver() -> int:
+    """Major version of the NVIDIA driver that is loaded here, 0 without one."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return 0
+    numbers = [word for word in text.split() if word.replace(".", "").isdigit() and "." in word]
+    return int(numbers[0].split(".")[0]) if numbers else 0
+
+
+def gpus_here() -> dict[str, str]:
+    """GPU name -> compute capability of this machine, as nvidia-smi tells."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    done = subprocess.run(["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"],
+                          capture_output=True, text=True, check=False)
+    rows = (line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line)
+    return {name.strip(): capability.strip() for name, capability in rows}
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a build as Ctrl-C does: what is half done is removed."""
+    del frame
+    print(f"image: signal {number}", file=sys.stderr)
+    raise KeyboardInterrupt

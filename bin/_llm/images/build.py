@@ -1,0 +1,277 @@
+"""Build an image: inputs and hash, sandbox from the definition file, tidy up, pack, test, publish.
+
+    sh bin/_llm/tool.sh image build --image llm --variant cpu
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import functools
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from _llm import checks
+from _llm.debian import debian_mirrors, sha256_of
+from _llm.errors import LLMError
+from _llm.images import llama_cpp, staging, steps
+from _llm.images.catalog import Image, load_image
+from _llm.images.inputs import DIGEST_LENGTH, digest_of, image_inputs, lock_date
+from _llm.images.locks import read_apt_lock
+
+# Room for the sandbox and the packed image, in GiB (measured: cpu 2.5, cuda13 11).
+NEED_GIB = {"": 2, "cpu": 6, "cuda12": 24, "cuda13": 24}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a build depends on besides the image itself.
+
+    containers: folder of the definitions. images: where image files go. cache: downloads and
+    compiled parts. base: BASE of the command line, "" for debootstrap. architectures: GPU
+    architectures as CMake writes them. apptainer, debootstrap: paths of the programs. flags: what
+    `apptainer exec` needs here. mirror: the site profile's Debian mirrors, "" for the host's own.
+    """
+
+    containers: Path
+    images: Path
+    cache: Path
+    apptainer: str
+    debootstrap: str
+    flags: tuple[str, ...]
+    base: str = ""
+    architectures: tuple[str, ...] = ()
+    mirror: str = ""
+
+    @functools.cached_property
+    def env(self) -> dict[str, str]:
+        """Environment of Apptainer: nothing that would change a build by accident."""
+        env = {k: v for k, v in os.environ.items()
+               if not k.startswith(("APPTAINER", "SINGULARITY", "LD_", "PYTHON"))}
+        env["PATH"] = os.pathsep.join([os.path.dirname(self.apptainer), env.get("PATH", ""),
+                                       "/usr/sbin", "/sbin"])
+        return env
+
+    @functools.cached_property
+    def tools(self) -> dict[str, str]:
+        """Versions of the programs that make the image."""
+        mksquashfs = subprocess.run(["mksquashfs", "-version"], capture_output=True, text=True,
+                                    check=False, env=self.env).stdout.split("\n")[0]
+        return {"apptainer": checks.apptainer_version(self.apptainer),
+                "mksquashfs": " ".join(mksquashfs.split()[:3]),
+                "mksquashfs arguments": steps.MKSQUASHFS_ARGUMENTS}
+
+
+def inputs_of(image: Image, request: Request) -> dict[str, str]:
+    """Every input of an image; its parents' through their digest."""
+    arguments: dict[str, str] = {}
+    if image.parent:
+        parent = digest_of(inputs_of(load_image(request.containers, image.parent), request))
+    else:
+        parent = request.base or "debootstrap"
+        if os.path.isfile(request.base):
+            parent = f"localimage {sha256_of(Path(request.base))}"
+    if is_gpu(image):
+        arguments["CUDA_ARCHITECTURES"] = " ".join(request.architectures)
+    return image_inputs(image, parent, arguments, request.tools)
+
+
+def is_gpu(image: Image) -> bool:
+    """Whether the variant is one for GPUs."""
+    return image.variant.startswith("cuda")
+
+
+def target_of(image: Image, request: Request) -> Path:
+    """Path of the image file for the inputs as they are now."""
+    digest = digest_of(inputs_of(image, request))
+    return request.images / f"{image.label}-{digest[:DIGEST_LENGTH]}.sif"
+
+
+def build(image: Image, request: Request) -> Path:
+    """Return the image's file, built when no file with these inputs is there.
+
+    Its parents are built first. Two builds at once wait for each other; the second finds the image.
+    """
+    target = target_of(image, request)
+    link = request.images / f"{image.label}.sif"
+    if target.exists():
+        steps.set_link(target, link)
+        return target
+    missing = [str(file) for file in locks_of(image) if not file.exists()]
+    if missing:
+        raise LLMError(f"image {image.label} can't be built yet: it is not locked",
+                       f"missing: {', '.join(missing)}",
+                       f"make lock IMAGE={image.name} VARIANT={image.variant}")
+    request.images.mkdir(parents=True, exist_ok=True)
+    parent = build(load_image(request.containers, image.parent), request) if image.parent else None
+    with only_one(request.images / f".{image.label}.lock"):
+        if not target.exists():
+            make(image, parent, target, link, request)
+    return target
+
+
+def locks_of(image: Image) -> list[Path]:
+    """The locks that an image needs."""
+    apt = image.folder / (f"apt-{image.variant}.lock" if image.variant else "apt.lock")
+    python = image.folder / f"requirements-{image.variant}.lock"
+    return [apt, python] if image.variant else [apt]
+
+
+def make(
+    image: Image, parent: Path | None, target: Path, link: Path, request: Request,
+) -> None:
+    """Build one image whose parent is there, in visible steps."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    log = steps.Log(request.images / "logs" / f"{target.stem}-{stamp}.log")
+    print(f"image: building {target}\nimage: log {log.path}", flush=True)
+    warn_of_quota(request.images)
+    inputs = inputs_of(image, request)
+    compiled = []
+    if (image.folder / "llama.cpp").is_dir():
+        compiled = compiled_parts(image, parent, request, log)
+    with staging.work_folder(os.environ, NEED_GIB.get(image.variant, 4)) as work:
+        log.step(1, 5, f"inputs: {len(inputs)} of them, digest {digest_of(inputs)[:DIGEST_LENGTH]}")
+        folder = work / "staging"
+        binds = stage(image, folder, request)
+        (folder / "inputs.txt").write_text(
+            "".join(f"{key}: {value}\n" for key, value in sorted(inputs.items())))
+        for name, part in compiled:
+            (folder / name).mkdir()
+            binds += ["--bind", f"{part}:{staging.INSIDE}/{name}:ro"]
+        arguments = build_arguments(image, parent, folder, digest_of(inputs))
+        definition = (image.folder / "image.def").read_text()
+        if not image.parent:
+            definition = steps.effective_definition(definition, request.base)
+        env = build_env(request, work, folder, image)
+        log.step(2, 5, "sandbox from the definition file")
+        sandbox = steps.make_sandbox(image, definition, arguments, binds, work, env, log)
+        log.step(3, 5, "tidy up")
+        steps.tidy(sandbox, binds, env, log)
+        log.step(4, 5, "pack")
+        part = target.with_name(f".{target.name}.part-{os.getpid()}")
+        try:
+            steps.pack(sandbox, part, env, log)
+            log.step(5, 5, f"smoke test ({part.stat().st_size / 2**20:.0f} MiB)")
+            steps.smoke_test(part, request.flags, env, log)
+            steps.publish(part, target, link)
+        finally:
+            part.unlink(missing_ok=True)
+    print(f"image: {target} is ready", flush=True)
+
+
+def stage(image: Image, folder: Path, request: Request) -> list[str]:
+    """Make the staging folder with the packages of the image and of its parents."""
+    packages = []
+    chain: Image | None = image
+    while chain:
+        packages += read_apt_lock(locks_of(chain)[0])
+        chain = load_image(request.containers, chain.parent) if chain.parent else None
+    mirrors = debian_mirrors(dict(os.environ), request.mirror)
+    return staging.make_staging(folder, request.containers, packages, mirrors, request.cache,
+                                os.environ)
+
+
+def build_env(request: Request, work: Path, folder: Path, image: Image) -> dict[str, str]:
+    """Environment of one build: Apptainer's temporary files in the work folder."""
+    env = dict(request.env)
+    env["APPTAINER_TMPDIR"] = env["TMPDIR"] = str(work)
+    env["APPTAINER_CACHEDIR"] = str(request.cache / "apptainer")
+    env["SOURCE_DATE_EPOCH"] = str(epoch_of(lock_date(image)))
+    if request.debootstrap:
+        bindir = staging.debootstrap_path(folder, request.debootstrap)
+        env["PATH"] = f"{bindir}{os.pathsep}{env['PATH']}"
+    return env
+
+
+def build_arguments(image: Image, parent: Path | None, folder: Path, digest: str) -> dict[str, str]:
+    """Build arguments of the definition file: those that it names."""
+    everything = {"PARENT": str(parent or ""), "VARIANT": image.variant, "DIGEST": digest,
+                  "LOCK_DATE": lock_date(image), "MIRROR": f"file://{folder}/debs"}
+    text = (image.folder / "image.def").read_text()
+    return {key: value for key, value in everything.items() if f"{{{{ {key} }}}}" in text}
+
+
+def compiled_parts(
+    image: Image, parent: Path | None, request: Request, log: steps.Log,
+) -> list[tuple[str, Path]]:
+    """Return what of llama.cpp goes into the image, as (name in staging, folder), compiled first
+    where the cache lacks it."""
+    parts = [("llama.cpp", compiled(image, parent, "cpu", (), request, log))]
+    if is_gpu(image):
+        folder = compiled(image, parent, image.variant, request.architectures, request, log)
+        parts.append(("llama.cpp-gpu", folder))
+    return parts
+
+
+def compiled(
+    image: Image, parent: Path | None, flavour: str, architectures: Sequence[str], request: Request,
+    log: steps.Log,
+) -> Path:
+    """Return the folder of one flavour of llama.cpp, compiled when absent."""
+    scripts = image.folder / "llama.cpp"
+    key = llama_cpp.compile_key(scripts, flavour, architectures)
+    kept = llama_cpp.compiled_folder(request.cache, flavour, key)
+    if llama_cpp.is_complete(kept):
+        return kept
+    with only_one(request.images / f".llama.cpp-{flavour}.lock"):
+        if not llama_cpp.is_complete(kept):
+            print(f"image: compiling llama.cpp ({flavour}); once, about 20 minutes on 2 cores "
+                  "(CUDA: 40 for one architecture)", flush=True)
+            compile_llama(image, parent, flavour, architectures, kept, request, log)
+    return kept
+
+
+def compile_llama(
+    image: Image, parent: Path | None, flavour: str, architectures: Sequence[str], kept: Path,
+    request: Request, log: steps.Log,
+) -> None:
+    """Compile one flavour in a sandbox of its own and keep the result in the cache."""
+    scripts = image.folder / "llama.cpp"
+    with staging.work_folder(os.environ, 8) as work:
+        folder = work / "staging"
+        cpu = replace(image, variant="cpu")
+        binds = stage(cpu, folder, request)
+        (folder / "compile-apt.lock").write_text(locks_of(cpu)[0].read_text())
+        for name, source in (("llama.cpp-scripts", scripts), ("out", work / "out")):
+            (folder / name).mkdir()
+            source.mkdir(exist_ok=True)
+            binds += ["--bind", f"{source}:{staging.INSIDE}/{name}"]
+        arguments = {"PARENT": str(parent), **llama_cpp.compile_arguments(flavour, architectures)}
+        definition = (scripts / "compile.def").read_text()
+        env = build_env(request, work, folder, image)
+        steps.make_sandbox(image, definition, arguments, binds, work, env, log)
+        llama_cpp.keep(work / "out", kept)
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a lock file; wait, and say so, while another build holds it."""
+    with open(path, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"image: another build is under way ({path}); waiting for it", flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def epoch_of(day: str) -> int:
+    """Seconds since 1970 of a day's beginning (UTC); 0 for a day that is not known."""
+    try:
+        moment = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.timezone.utc)
+    except ValueError:
+        return 0
+    return int(moment.timestamp())
+
+
+def warn_of_quota(images: Path) -> None:
+    """Say when images go to a home folder, which on clusters is small and under quota."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    inside = os.path.realpath(images).startswith(home + os.sep)
+    if inside and checks.is_network_file_system(Path(home)):
+        print(f"image: note: {images} is in your home folder on a network file system; images take "
+              "1 to 10 GB. LLM_IMAGE_DIR=/path/on/scratch puts them elsewhere", flush=True)

@@ -1,0 +1,69 @@
+"""What an image is made of, by name and hash: its identity, and the end of its file name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from _llm.debian import sha256_of
+from _llm.images.catalog import Image
+
+# Files of an image's folder that describe it to people and don't go into it.
+NOT_INPUTS = ("README.md", ".in")
+DIGEST_LENGTH = 12
+
+
+def hash_folder(folder: Path, pattern: str = "*.py") -> str:
+    """One hash over the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob(pattern)):
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.relative_to(folder)}\0{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def image_inputs(
+    image: Image, parent: str, arguments: Mapping[str, str], tools: Mapping[str, str],
+) -> dict[str, str]:
+    """Return every input of an image as name -> hash or value.
+
+    parent: the parent's own digest, or the base's source. arguments: build arguments that change
+    the result. tools: versions of the programs that build it.
+    """
+    found: dict[str, str] = {"image": image.label, "parent": parent}
+    for file in sorted(image.folder.rglob("*")):
+        if file.is_file() and not file.name.endswith(NOT_INPUTS) and "__pycache__" not in file.parts:
+            if belongs_to_variant(file.name, image):
+                found[f"file {file.relative_to(image.folder)}"] = sha256_of(file)
+    for shared in sorted(image.folder.parent.glob("*")):
+        if shared.is_file() and not shared.name.endswith(NOT_INPUTS):
+            found[f"shared {shared.name}"] = sha256_of(shared)
+    found["build code"] = hash_folder(Path(__file__).parent)
+    found.update({f"argument {key}": value for key, value in sorted(arguments.items())})
+    found.update({f"tool {key}": value for key, value in sorted(tools.items())})
+    return found
+
+
+def belongs_to_variant(name: str, image: Image) -> bool:
+    """Whether a file of the folder is an input of this variant: others' locks are not."""
+    for stem in ("requirements-", "apt-"):
+        if name.startswith(stem) and name.endswith(".lock"):
+            return name == f"{stem}{image.variant}.lock"
+    return True
+
+
+def digest_of(inputs: Mapping[str, str]) -> str:
+    """The image's digest: SHA-256 of its inputs, one `name: value` a line, sorted."""
+    text = "".join(f"{key}: {value}\n" for key, value in sorted(inputs.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def lock_date(image: Image) -> str:
+    """The day on which the image's newest lock was made, from the locks' own first lines."""
+    dates = []
+    for lock in image.folder.glob("*.lock"):
+        for line in lock.read_text().splitlines()[:3]:
+            if line.startswith("# locked: "):
+                dates.append(line.removeprefix("# locked: ").strip())
+    return max(dates, default="unknown")

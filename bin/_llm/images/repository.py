@@ -1,0 +1,70 @@
+"""A local Debian repository made of exactly the locked packages, for debootstrap and apt-get.
+
+Every file's SHA-256 was checked against the lock when it was fetched, and the lock was made from
+the archive's signed lists, so the repository itself is not signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import os
+import shutil
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from _llm.debian import Package, fetch
+from _llm.errors import LLMError
+
+SUITE = "bookworm"
+
+
+def make_repository(
+    packages: Iterable[Package], mirrors: Mapping[str, str], cache: Path, folder: Path,
+) -> None:
+    """Fill `folder` with the packages' files and the indices that APT reads."""
+    pool = folder / "pool"
+    pool.mkdir(parents=True)
+    stanzas = []
+    for package in packages:
+        file = fetch(package, dict(mirrors), cache)
+        target = pool / package.file_name
+        try:
+            os.link(file, target)
+        except OSError:  # another file system, or links are not allowed
+            shutil.copyfile(file, target)
+        stanzas.append(
+            f"{control_of(file).rstrip()}\nFilename: pool/{package.file_name}\n"
+            f"Size: {package.size}\nSHA256: {package.sha256}\n"
+        )
+    index = folder / "dists" / SUITE / "main" / "binary-amd64"
+    index.mkdir(parents=True)
+    # debootstrap drops a last stanza without an empty line after it.
+    text = "".join(f"{stanza}\n" for stanza in stanzas).encode()
+    (index / "Packages").write_bytes(text)
+    (folder / "dists" / SUITE / "Release").write_text(
+        f"Origin: locked\nDate: Thu, 01 Jan 1970 00:00:00 UTC\nSuite: {SUITE}\nCodename: {SUITE}\nArchitectures: amd64\n"
+        "Components: main\nSHA256:\n"
+        f" {hashlib.sha256(text).hexdigest()} {len(text)} main/binary-amd64/Packages\n"
+    )
+
+
+def control_of(file: Path) -> str:
+    """Return the control stanza of a .deb (deb(5)): what an index says about a package."""
+    with open(file, "rb") as stream:
+        stream.read(8)
+        while header := stream.read(60):
+            name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
+            data = stream.read(size + size % 2)
+            if name.startswith("control.tar"):
+                if name.endswith(".xz"):
+                    data = lzma.decompress(data[:size])
+                    mode = "r:"
+                else:
+                    mode = "r:*"
+                with tarfile.open(fileobj=io.BytesIO(data), mode=mode) as archive:  # type: ignore[call-overload]
+                    member = archive.extractfile("./control")
+                    return str(member.read().decode())
+    raise LLMError(f"{file} is no Debian package", "it holds no control file", f"rm {file}")

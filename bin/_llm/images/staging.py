@@ -1,0 +1,132 @@
+"""The staging folder of a build: what goes into the sandbox's /mnt and does not stay in the image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from _llm import checks
+from _llm.apptainer import has_all_capabilities
+from _llm.debian import Package
+from _llm.errors import LLMError
+from _llm.images import pip_settings
+from _llm.images.repository import make_repository
+
+INSIDE = "/mnt"
+
+
+def build_folder(env: Mapping[str, str]) -> Path:
+    """Where sandboxes are built: LLM_BUILD_DIR, else TMPDIR, else /var/tmp.
+
+    Raises LLMError on a network file system, where user namespaces can't own files.
+    """
+    folder = Path(env.get("LLM_BUILD_DIR") or env.get("TMPDIR") or "/var/tmp")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise LLMError(f"the build folder {folder} is not a writable folder", "LLM_BUILD_DIR or "
+                       "TMPDIR names it", "LLM_BUILD_DIR=/path/on/a/local/disk make image")
+    if checks.is_network_file_system(folder):
+        raise LLMError(
+            f"the build folder {folder} is on {checks.file_system_of(folder)}",
+            "an image can't be built on a network file system: its files belong to several users",
+            "LLM_BUILD_DIR=/path/on/a/local/disk make image",
+        )
+    return folder
+
+
+@contextmanager
+def work_folder(env: Mapping[str, str], need_gib: float) -> Iterator[Path]:
+    """Give a folder for one build and remove it afterwards, whatever happened.
+
+    Folders of builds that were killed are removed first. Raises LLMError when the disk has less
+    than need_gib GiB free.
+    """
+    parent = build_folder(env)
+    remove_stale(parent)
+    free = shutil.disk_usage(parent).free / 2**30
+    if free < need_gib:
+        raise LLMError(f"{parent} has {free:.1f} GiB free, the build needs about {need_gib:.0f}",
+                       "the unpacked image is kept there while it is built",
+                       "LLM_BUILD_DIR=/path/with/room make image")
+    folder = Path(tempfile.mkdtemp(prefix=f"llm-build-{os.getuid()}-{os.getpid()}-", dir=parent))
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove work folders of this user whose process is gone."""
+    for folder in parent.glob(f"llm-build-{os.getuid()}-*"):
+        process = folder.name.split("-")[3]
+        if process.isdigit() and not os.path.exists(f"/proc/{process}"):
+            remove_tree(folder)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder whose files may belong to this user's subordinate ids."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        # Inside a namespace that maps the subordinate ids they can be removed.
+        subprocess.run(["unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", folder],
+                       check=False, capture_output=True)
+    if folder.exists():
+        print(f"image: could not remove {folder}; it belongs to a build that ended", flush=True)
+
+
+def make_staging(
+    folder: Path, containers: Path, packages: Iterable[Package], mirrors: Mapping[str, str],
+    cache: Path, env: Mapping[str, str],
+) -> list[str]:
+    """Fill a staging folder and return the `--bind` options that show it to a build as /mnt.
+
+    It gets a repository of the packages (debs/), the shared build scripts, pip's and uv's settings
+    (packages.env), the CA bundle, wheel folders of the host and uv's cache.
+    """
+    folder.mkdir()
+    folder.chmod(0o755)
+    make_repository(packages, mirrors, cache / "debian", folder / "debs")
+    for file in containers.glob("*.sh"):
+        shutil.copy2(file, folder / file.name)
+    for file in containers.glob("*.lock"):
+        shutil.copy2(file, folder / file.name)
+    settings = pip_settings.read_pip_settings(env, Path(os.path.expanduser("~")))
+    binds = ["--bind", f"{folder}:{INSIDE}"]
+    for number, wheels in enumerate(pip_settings.local_folders(settings)):
+        (folder / "wheels" / str(number)).mkdir(parents=True)
+        binds += ["--bind", f"{wheels}:{INSIDE}/wheels/{number}:ro"]
+    if settings.ca_bundle:
+        shutil.copyfile(settings.ca_bundle, folder / "ca.pem")
+    environment = folder / "packages.env"
+    variables = pip_settings.package_environment(settings, INSIDE, env)
+    environment.write_text(pip_settings.as_shell(variables))
+    uv_cache = cache / "uv"
+    uv_cache.mkdir(parents=True, exist_ok=True)
+    (folder / "uv-cache").mkdir()
+    return [*binds, "--bind", f"{uv_cache}:{INSIDE}/uv-cache"]
+
+
+def debootstrap_path(folder: Path, real: str) -> str:
+    """Make a `debootstrap` that reads our unsigned repository; return the folder to put on PATH.
+
+    Apptainer calls debootstrap by name and offers no way to pass options.
+    """
+    bindir = folder / "bin"
+    bindir.mkdir(exist_ok=True)
+    wrapper = bindir / "debootstrap"
+    share = Path(real).resolve().parent.parent / "share" / "debootstrap"
+    wrapper.write_text(
+        "#!/bin/sh\n# The repository was checked against the lock, file by file.\n"
+        f"export DEBOOTSTRAP_DIR={share}\nexec {real} --no-check-gpg \"$@\"\n"
+    )
+    wrapper.chmod(0o755)
+    return str(bindir)
+
+
+def fakeroot_flags() -> list[str]:
+    """Options with which `apptainer build` may install packages here."""
+    return [] if os.geteuid() == 0 and has_all_capabilities() else ["--fakeroot"]

@@ -1,0 +1,162 @@
+"""The steps of a build, one function each: sandbox from the definition file, tidy up, pack, test."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from _llm.errors import LLMError
+from _llm.images.catalog import Image
+from _llm.images.staging import fakeroot_flags
+
+TAIL_LINES = 30
+# Chosen by measurement (benchmarks/squashfs.py): zstd loads fastest, and 256 KiB blocks are read
+# in fewer pieces than the default 128 KiB without reading much that is not needed.
+MKSQUASHFS_ARGUMENTS = "-comp zstd -Xcompression-level 15 -b 256K"
+
+
+class Log:
+    """One build's log file: every program's output goes there, its tail is shown on failure."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.began = time.monotonic()
+
+    def step(self, number: int, total: int, title: str) -> None:
+        """Say on the terminal and in the log which step begins."""
+        line = f"image: [{time.monotonic() - self.began:5.0f} s] {number}/{total} {title}"
+        print(line, flush=True)
+        with open(self.path, "a") as stream:
+            stream.write(f"==== {line}\n")
+
+    def run(self, command: Sequence[str | Path], env: Mapping[str, str], what: str) -> None:
+        """Run a program with its output in the log.
+
+        Raises LLMError with the log's tail when it fails.
+        """
+        with open(self.path, "a") as stream:
+            stream.write("$ " + " ".join(str(word) for word in command) + "\n")
+            stream.flush()
+            process = subprocess.Popen([str(word) for word in command], stdout=stream, stderr=stream,
+                                       stdin=subprocess.DEVNULL, env=dict(env),
+                                       start_new_session=True)
+            try:
+                status = process.wait()
+            except BaseException:
+                stop_group(process)
+                raise
+        if status:
+            tail = self.path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            raise LLMError(f"{what} failed (exit status {status})",
+                           "the log ends with\n" + "\n".join(f"    | {line}" for line in tail),
+                           f"the whole log: less '{self.path}'" + hint_for("\n".join(tail)))
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a program and everything that it started: first ask, then kill."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(10)
+            if number == signal.SIGTERM:
+                time.sleep(0.5)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def hint_for(tail: str) -> str:
+    """A cure for failures that are known by their message, "" for others."""
+    if "torch" in tail and re.search(r"no version of torch|[Nn]o solution found|not found", tail):
+        return ("\ntorch's CPU build is not in the general package index: add PyTorch's own wheel "
+                "index\nor a folder with the wheel to pip's configuration, e.g. pip config set "
+                "global.find-links DIR")
+    if "No space left" in tail:
+        return "\nthe disk is full: LLM_BUILD_DIR=/path/with/room make image"
+    if "newuidmap" in tail or "subuid" in tail:
+        return "\nthis user needs a range of subordinate ids: make setup says how"
+    return ""
+
+
+def make_sandbox(
+    image: Image, definition: str, arguments: Mapping[str, str], binds: Sequence[str],
+    folder: Path, env: Mapping[str, str], log: Log,
+) -> Path:
+    """Build the image as a folder from its definition. Return the folder."""
+    sandbox = folder / "sandbox"
+    # %files paths are relative to the working directory, which is the image's folder.
+    file = folder / "image.def"
+    file.write_text(definition)
+    options = [word for key, value in arguments.items() for word in ("--build-arg",
+                                                                     f"{key}={value}")]
+    command = ["apptainer", "build", *fakeroot_flags(), "--sandbox", "--notest", *binds, *options,
+               str(sandbox), str(file)]
+    log.run(["env", "-C", image.folder, *command], env, f"building {image.label}")
+    return sandbox
+
+
+def tidy(sandbox: Path, binds: Sequence[str], env: Mapping[str, str], log: Log) -> None:
+    """Remove logs, caches and other leftovers inside the sandbox."""
+    log.run(["apptainer", "exec", *fakeroot_flags(), "--writable", "--no-home", "--no-mount",
+             "tmp,cwd,bind-paths", *binds[:2], sandbox, "sh", "/mnt/tidy.sh"], env, "tidying up")
+
+
+def pack(sandbox: Path, image_file: Path, env: Mapping[str, str], log: Log) -> None:
+    """Pack the sandbox into an image file."""
+    log.run(["apptainer", "build", *fakeroot_flags(), "--mksquashfs-args", MKSQUASHFS_ARGUMENTS,
+             image_file, sandbox], env, "packing the image")
+
+
+def smoke_test(image_file: Path, flags: Sequence[str], env: Mapping[str, str], log: Log) -> None:
+    """Run the image's own %test, and with it those of its parents."""
+    log.run(["apptainer", "test", *flags, "--cleanenv", "--no-home", image_file], env,
+            "the image's smoke test")
+
+
+def effective_definition(text: str, base: str) -> str:
+    """Return a definition with its header replaced by another base, "" for its own.
+
+    base: `docker://NAME:TAG`, `oci-archive:FILE`, or the path of an image file or folder.
+    """
+    if not base:
+        return text
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("%"))
+    agent, _, source = base.partition(":")
+    if not source or os.path.exists(base):
+        agent, source = "localimage", os.path.abspath(base)
+    header = [f"Bootstrap: {agent}", f"From: {source.removeprefix('//')}", ""]
+    return "\n".join([*header, *lines[first:]]) + "\n"
+
+
+def publish(part: Path, target: Path, link: Path) -> None:
+    """Give a finished image its name, and let the link name it; both appear at once or not at all."""
+    with open(part, "rb") as stream:
+        os.fsync(stream.fileno())
+    part.chmod(0o755)
+    os.replace(part, target)
+    set_link(target, link)
+
+
+def set_link(target: Path, link: Path) -> None:
+    """Let `link` name `target`, without a moment in which it names nothing."""
+    if link.is_symlink() and os.readlink(link) == target.name:
+        return
+    part = link.with_name(f".{link.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target.name)
+    os.replace(part, link)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder, links as links."""
+    shutil.copytree(source, target, symlinks=True)

@@ -1,0 +1,9 @@
+# Sourced inside a build: puts the locked build tools (uv, cmake, ninja …) into $tools.
+# shellcheck shell=sh
+. /mnt/packages.env
+tools=/tmp/build-tools
+if [ ! -d "$tools" ]; then
+    # pip, run from its wheel, is what Debian's Python comes with; it is not installed.
+    python3 "$(ls /usr/share/python-wheels/pip-*.whl)/pip" install --quiet --no-deps --require-hashes \
+        --no-cache-dir --root-user-action ignore --target "$tools" -r /mnt/build.lock
+fi

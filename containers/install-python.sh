@@ -1,0 +1,30 @@
+#!/bin/sh
+# Install the locked Python packages into the image's Python: install-python.sh LOCK SOURCE_PACKAGES
+#
+# Runs inside a build. LOCK: requirements with hashes. SOURCE_PACKAGES: a file that names the packages
+# that exist only as source; they are built last, against what is installed by then, so that no
+# build environment of their own fetches anything that is not locked.
+set -eu
+lock=$1 sources=$2
+. /mnt/build-tools.sh
+
+sources=$(sed 's/#.*//' "$sources" | tr -s ' \n' ' ')
+split() { # keep the requirements that are (1) or are not (0) source packages, with their hashes
+    awk -v names="$sources" -v want="$1" '
+        BEGIN { n = split(names, list, " "); for (i = 1; i <= n; i++) source[list[i]] = 1 }
+        /^[A-Za-z0-9]/ { name = $1; sub(/[=@\[].*/, "", name); keep = ((name in source) == want) }
+        keep || /^--/' "$lock"
+}
+split 0 > /tmp/wheels.txt
+split 1 > /tmp/sources.txt
+
+# Bytecode is compiled here, and not checked against file times: those are set when the image is
+# packed, and without valid bytecode each start on the read-only image pays for it again.
+export UV_CACHE_DIR=/mnt/uv-cache UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 \
+    UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH
+install="$tools/bin/uv pip install --system --break-system-packages --no-deps --require-hashes"
+$install --only-binary :all: -r /tmp/wheels.txt
+if [ -s /tmp/sources.txt ]; then
+    PYTHONPATH=$tools $install --no-build-isolation -r /tmp/sources.txt
+fi
+rm -rf /tmp/wheels.txt /tmp/sources.txt "$tools"

@@ -1,0 +1,51 @@
+"""Fixtures that every folder of tests shares."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+def image_path(name: str, variant: str) -> Path:
+    """Where the image for the present inputs is or would be."""
+    done = subprocess.run(
+        ["sh", HOME / "bin/_llm/tool.sh", "image", "path", "--image", name, "--variant", variant],
+        capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(f"image path: {done.stderr}")
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def cpu_image() -> Path:
+    """The image llm-cpu, built by `make test-images` beforehand."""
+    path = image_path("llm", "cpu")
+    if not path.exists():
+        pytest.skip(f"{path} is not built; make image VARIANT=cpu")
+    return path
+
+
+@pytest.fixture(scope="session")
+def base_image() -> Path:
+    """The image base."""
+    path = image_path("base", "")
+    if not path.exists():
+        pytest.skip(f"{path} is not built; make image IMAGE=base")
+    return path
+
+
+@pytest.fixture(scope="session")
+def apptainer() -> list[str]:
+    """Apptainer's `exec` as a command, with the options that this machine needs."""
+    import sys
+
+    sys.path.insert(0, str(HOME / "bin"))
+    from _llm.apptainer import find_apptainer
+
+    found = find_apptainer(os.environ, str(HOME))
+    return [found.path, "exec", *found.exec_flags]

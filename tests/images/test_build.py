@@ -1,0 +1,164 @@
+"""Building through real Apptainer: names by content, nothing half done, two builds at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(HOME / "bin"))
+
+from _llm import setup  # noqa: E402
+from _llm.apptainer import exec_flags  # noqa: E402
+from _llm.errors import LLMError  # noqa: E402
+from _llm.images import build as builder  # noqa: E402
+from _llm.images.catalog import load_image  # noqa: E402
+
+DEFINITION = """\
+Bootstrap: localimage
+From: unused
+
+%post
+    {post}
+    mkdir -p /opt/llm && cat /mnt/inputs.txt > /opt/llm/inputs.txt
+
+%test
+    test -s /opt/llm/inputs.txt
+
+%labels
+    llm.lock-date 2026-01-01
+"""
+
+
+@pytest.fixture
+def request_(tmp_path: Path, base_image: Path) -> builder.Request:
+    """A build of an image `tiny` on top of `base`, in folders with hostile names."""
+    containers = tmp_path / "it's; a \"checkout\""
+    (containers / "tiny").mkdir(parents=True)
+    for script in (HOME / "containers").glob("*.sh"):
+        shutil.copy2(script, containers)
+    (containers / "tiny/apt.lock").write_text("# locked: 2026-01-01\n")
+    (containers / "tiny/image.def").write_text(DEFINITION.format(post="true"))
+    work = tmp_path / "work"
+    work.mkdir()
+    os.environ["LLM_BUILD_DIR"] = str(work)
+    return builder.Request(
+        containers=containers, images=tmp_path / "images ü", cache=tmp_path / "cache",
+        apptainer=setup.ensure_apptainer(), debootstrap="", flags=exec_flags(),
+        base=str(base_image))
+
+
+def build(request: builder.Request) -> Path:
+    return builder.build(load_image(request.containers, "tiny"), request)
+
+
+def leftovers(request: builder.Request, work: Path) -> list[str]:
+    hidden = [path.name for path in request.images.glob(".*part*")]
+    return hidden + [path.name for path in work.iterdir()]
+
+
+def test_builds_once_and_is_found_again(request_: builder.Request, tmp_path: Path) -> None:
+    image = build(request_)
+    assert image.name.startswith("tiny-") and (request_.images / "tiny.sif").resolve() == image
+    assert leftovers(request_, tmp_path / "work") == []
+    before = image.stat(), len(list((request_.images / "logs").iterdir()))
+    assert build(request_) == image
+    assert (image.stat(), len(list((request_.images / "logs").iterdir()))) == before
+    inputs = subprocess.run([request_.apptainer, "exec", *request_.flags, image, "cat",
+                             "/opt/llm/inputs.txt"], capture_output=True, text=True, check=True)
+    assert "image: tiny" in inputs.stdout and "tool apptainer: 1." in inputs.stdout
+
+
+def test_failure_shows_the_tail_and_leaves_nothing(
+    request_: builder.Request, tmp_path: Path,
+) -> None:
+    definition = request_.containers / "tiny/image.def"
+    definition.write_text(DEFINITION.format(post="echo the reason is here >&2; exit 7"))
+    with pytest.raises(LLMError, match="building tiny failed") as raised:
+        build(request_)
+    assert "the reason is here" in raised.value.why
+    assert list(request_.images.glob("*.sif")) == []
+    assert leftovers(request_, tmp_path / "work") == []
+    definition.write_text(DEFINITION.format(post="true"))
+    assert build(request_).exists()
+
+
+def test_failing_smoke_test_publishes_nothing(request_: builder.Request) -> None:
+    definition = request_.containers / "tiny/image.def"
+    definition.write_text(DEFINITION.format(post="true").replace("test -s", "test ! -s"))
+    with pytest.raises(LLMError, match="smoke test failed"):
+        build(request_)
+    assert list(request_.images.glob("*.sif")) == []
+
+
+def test_too_little_room_is_said_before_anything_is_built(request_: builder.Request) -> None:
+    builder.NEED_GIB["huge"] = 10**6
+    image = replace(load_image(request_.containers, "tiny"), variant="")
+    old = builder.NEED_GIB[""]
+    builder.NEED_GIB[""] = 10**6
+    try:
+        with pytest.raises(LLMError, match="GiB free, the build needs about"):
+            builder.build(image, request_)
+    finally:
+        builder.NEED_GIB[""] = old
+        del builder.NEED_GIB["huge"]
+
+
+BUILD_IN_A_PROCESS = """\
+import sys
+sys.path.insert(0, {bin!r})
+from pathlib import Path
+from _llm.images import build as b
+from _llm.images.catalog import load_image
+r = b.Request(containers=Path({containers!r}), images=Path({images!r}), cache=Path({cache!r}),
+              apptainer={apptainer!r}, debootstrap="", flags={flags!r}, base={base!r})
+print(b.build(load_image(r.containers, "tiny"), r))
+"""
+
+
+def start(request: builder.Request) -> subprocess.Popen[str]:
+    code = BUILD_IN_A_PROCESS.format(
+        bin=str(HOME / "bin"), containers=str(request.containers), images=str(request.images),
+        cache=str(request.cache), apptainer=request.apptainer, flags=request.flags,
+        base=request.base)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.STDOUT)
+
+
+def test_two_builds_at_once_give_one_image(request_: builder.Request, tmp_path: Path) -> None:
+    first, second = start(request_), start(request_)
+    outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert first.returncode == second.returncode == 0, outputs
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+    assert sum("1/5 inputs" in output for output in outputs) == 1, outputs
+    assert any("waiting for it" in output for output in outputs), outputs
+    assert leftovers(request_, tmp_path / "work") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_build_leaves_no_image_and_the_next_one_works(
+    request_: builder.Request, tmp_path: Path, number: signal.Signals,
+) -> None:
+    definition = request_.containers / "tiny/image.def"
+    marker = tmp_path / "work"
+    definition.write_text(DEFINITION.format(post="touch /mnt/reached; sleep 300"))
+    process = start(request_)
+    deadline = time.monotonic() + 120
+    while not list(marker.glob("*/staging/reached")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(marker.glob("*/staging/reached")), "the build never reached %post"
+    process.send_signal(number)
+    process.wait(60)
+    assert process.returncode != 0
+    assert list(request_.images.glob("*.sif")) == []
+    definition.write_text(DEFINITION.format(post="true"))
+    assert build(request_).exists()
+    assert leftovers(request_, tmp_path / "work") == []

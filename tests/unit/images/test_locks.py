@@ -1,0 +1,48 @@
+"""Locks of Debian packages: written whole, read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from _llm.debian import Package
+from _llm.errors import LLMError
+from _llm.images.lock import body, changes, pins
+from _llm.images.locks import read_apt_lock, read_names, write_apt_lock
+
+PACKAGE = Package("zlib1g", "1:1.2.13", "amd64", "a" * 64, 86700, "pool/main/z/zlib1g.deb", "main")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    lock = tmp_path / "apt.lock"
+    write_apt_lock(lock, [PACKAGE], "make lock IMAGE=base")
+    assert read_apt_lock(lock) == [PACKAGE]
+    assert lock.read_text().startswith("# locked: 2")
+    assert [path.name for path in tmp_path.iterdir()] == ["apt.lock"]
+
+
+def test_absent_is_empty_and_malformed_names_every_line(tmp_path: Path) -> None:
+    assert read_apt_lock(tmp_path / "none.lock") == []
+    lock = tmp_path / "apt.lock"
+    lock.write_text("# locked\nzlib1g 1 amd64 short 5 pool main\n\nfive fields only in here\n")
+    with pytest.raises(LLMError) as raised:
+        read_apt_lock(lock)
+    assert "line 2:" in raised.value.why and "line 4:" in raised.value.why
+
+
+def test_names_ignore_comments(tmp_path: Path) -> None:
+    source = tmp_path / "apt.in"
+    source.write_text("# why\ngcc  # the compiler\n\n g++\n")
+    assert read_names(source) == ["gcc", "g++"]
+    assert read_names(tmp_path / "none.in") == []
+
+
+def test_pins_and_changes(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements-cpu.lock"
+    lock.write_text("# locked: 2026-01-01\n# by: make lock\n"
+                    "jsonargparse[signatures]==4.53.0 \\\n    --hash=sha256:1\ntorch==2.13.0+cpu \\\n")
+    found = pins(lock)
+    assert found == {"jsonargparse": "4.53.0", "torch": "2.13.0+cpu"}
+    assert body(lock.read_text()).startswith("jsonargparse")
+    assert changes(lock, found, {"torch": "2.14.0"})[0].endswith("jsonargparse 4.53.0 -> none")

@@ -1,0 +1,96 @@
+"""Single steps of a build that need no Apptainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from _llm.errors import LLMError
+from _llm.images.llama_cpp import compile_key, cuda_architectures
+from _llm.images.steps import Log, effective_definition, publish, set_link, stop_group
+
+DEFINITION = "Bootstrap: debootstrap\nMirrorURL: {{ MIRROR }}\n\n%post\n    true\n"
+
+
+def test_another_base_replaces_only_the_header(tmp_path: Path) -> None:
+    assert effective_definition(DEFINITION, "") == DEFINITION
+    text = effective_definition(DEFINITION, "docker://debian:bookworm-slim")
+    assert text.startswith("Bootstrap: docker\nFrom: debian:bookworm-slim\n\n%post\n    true\n")
+    local = tmp_path / "my base.sif"
+    local.write_text("")
+    assert f"Bootstrap: localimage\nFrom: {local}\n" in effective_definition(DEFINITION, str(local))
+    archive = effective_definition(DEFINITION, "oci-archive:/data/base.tar")
+    assert archive.startswith("Bootstrap: oci-archive\nFrom: /data/base.tar\n")
+
+
+def test_link_follows_the_newest_and_never_breaks(tmp_path: Path) -> None:
+    link = tmp_path / "llm-cpu.sif"
+    for name in ("llm-cpu-1.sif", "llm-cpu-2.sif", "llm-cpu-2.sif"):
+        part = tmp_path / "part"
+        part.write_text(name)
+        publish(part, tmp_path / name, link)
+        assert link.read_text() == name and not part.exists()
+    set_link(tmp_path / "llm-cpu-1.sif", link)
+    assert link.read_text() == "llm-cpu-1.sif"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "llm-cpu-1.sif", "llm-cpu-2.sif", "llm-cpu.sif"]
+
+
+def test_a_failing_program_shows_the_tail_and_the_log(tmp_path: Path) -> None:
+    log = Log(tmp_path / "logs/a.log")
+    with pytest.raises(LLMError, match=r"packing failed \(exit status 3\)") as raised:
+        log.run(["sh", "-c", "echo early; echo No space left on device >&2; exit 3"],
+                os.environ, "packing")
+    assert "No space left" in raised.value.why and str(log.path) in raised.value.fix
+    assert "LLM_BUILD_DIR" in raised.value.fix
+
+
+def test_an_interrupted_build_ends_what_it_started(tmp_path: Path) -> None:
+    """SIGINT to the builder reaches programs that are in a session of their own."""
+    code = ("import sys, os; sys.path.insert(0, sys.argv[1])\n"
+            "from pathlib import Path\nfrom _llm.images.steps import Log\n"
+            "Log(Path(sys.argv[2])).run(['sh', '-c', 'sleep 61 & echo $! > child; wait'], "
+            "os.environ, 'x')\n")
+    process = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parents[3] / "bin"),
+                                str(tmp_path / "log")], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    child = tmp_path / "child"
+    deadline = time.monotonic() + 20
+    while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    state = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_stop_group_of_an_ended_process_is_nothing() -> None:
+    process = subprocess.Popen(["true"], start_new_session=True)
+    process.wait()
+    stop_group(process)
+
+
+def test_architectures() -> None:
+    assert cuda_architectures(["9.0", "80", "90-real"], {}) == ["80-real", "90-real"]
+    assert cuda_architectures([], {"H200": "9.0", "A100": "8.0"}) == ["80-real", "90-real"]
+    with pytest.raises(LLMError, match="'hopper' is no GPU architecture"):
+        cuda_architectures(["hopper"], {})
+    with pytest.raises(LLMError, match="no GPU architecture"):
+        cuda_architectures([], {})
+
+
+def test_compile_key_depends_on_source_and_script_alone(tmp_path: Path) -> None:
+    for name in ("source.lock", "compile-cpu.sh", "compile-cuda.sh", "cuda13-compiler.lock"):
+        (tmp_path / name).write_text(f"# locked: today\n{name}\n")
+    before = compile_key(tmp_path, "cpu")
+    (tmp_path / "compile-cuda.sh").write_text("changed")
+    (tmp_path / "source.lock").write_text("# locked: tomorrow\nsource.lock\n")
+    assert compile_key(tmp_path, "cpu") == before
+    (tmp_path / "source.lock").write_text("# locked: tomorrow\nnewer\n")
+    assert compile_key(tmp_path, "cpu") != before
+    assert compile_key(tmp_path, "cuda13", ["80-real"]) != compile_key(tmp_path, "cuda13", ["90-real"])
