@@ -1,0 +1,103 @@
+# Every task of the project; `make` or `make help` lists them. CI runs these targets and no others.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# Variables, given as NAME=value after the target:
+IMAGE ?= llm
+VARIANT ?=
+BASE ?=
+CUDA_ARCHITECTURES ?=
+PREFIX ?= /opt/llm
+ARGS ?=
+PROMPT ?= Question: What is 3 plus 4? Answer:
+
+HOME_DIR := $(CURDIR)
+TOOL := sh bin/_llm/tool.sh
+VENV := .tools/venv
+STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements-dev.lock))
+DEMO := build/demo
+QUOTED_PROMPT = '$(subst ','\'',$(PROMPT))'
+
+.PHONY: help setup image images demo test test-unit test-recipes check test-images test-gpu bench \
+        install lock docs clean venv
+
+help: ## this list
+	@echo "make TARGET [NAME=value ...]"; echo
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@printf '\n%s\n' "Variables:" \
+	  "  IMAGE=llm         which image: a folder of containers/ ($$(ls -d containers/*/ | cut -d/ -f2 | tr '\n' ' '))" \
+	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the driver here" \
+	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file, not debootstrap" \
+	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
+	  "  PREFIX=/opt/llm   where 'make install' puts things" \
+	  "  PROMPT='...'      what 'make demo' asks the tiny model" \
+	  "  ARGS=             more options for pytest (test*) or for the benchmark (bench)" \
+	  "Environment: LLM_IMAGE_DIR (images), LLM_CACHE_DIR (downloads, compiled parts), LLM_BUILD_DIR" \
+	  "  (sandboxes), LLM_SITE (site profile), LLM_DEBIAN_MIRROR; docs/images.md explains them."
+
+setup: ## find Apptainer and the build tools, install what is missing, say what an administrator must do
+	@$(TOOL) setup
+
+image: setup ## build IMAGE for this machine (nothing to do: under a second)
+	@$(TOOL) image build --image '$(IMAGE)' --variant '$(VARIANT)' --base '$(BASE)' \
+	    --cuda-architectures '$(CUDA_ARCHITECTURES)'
+
+images: setup ## build every image in its cpu variant
+	@for name in $$($(TOOL) image list | cut -d' ' -f1); do \
+	    $(TOOL) image build --image "$$name" --variant cpu || exit; done
+
+demo: setup ## set up, build the CPU image, make a tiny model, run inference in the image
+	@$(TOOL) image build --image llm --variant cpu
+	@bin/llm-run --image llm-cpu python recipes/data/tiny.py --output $(DEMO)/tiny-llama
+	@bin/llm-run --image llm-cpu python recipes/inference/generate.py --model $(DEMO)/tiny-llama \
+	    --prompt $(QUOTED_PROMPT) --max-new-tokens 60 --output $(DEMO)/answers.jsonl --force true
+	@echo; echo "Next: bin/llm-run python recipes/inference/generate.py --help   and docs/index.md"
+
+venv: $(STAMP)
+$(STAMP): requirements-dev.lock
+	@sh bin/_llm/venv.sh $(VENV) requirements-dev.lock
+	@rm -f $(VENV)/.installed-*; touch $@
+
+test: test-unit test-images test-recipes ## set up what is missing, run every test that needs no GPU
+
+test-unit: venv
+	@$(VENV)/bin/pytest tests/unit $(ARGS)
+
+test-images: setup venv ## build (or find) the CPU image and test it and llm-run through real Apptainer
+	@$(TOOL) image build --image llm --variant cpu
+	@$(VENV)/bin/pytest tests/images tests/docs $(ARGS)
+
+test-recipes: setup venv
+	@$(TOOL) image build --image llm --variant cpu
+	@bin/llm-run --image llm-cpu sh tests/recipes/run.sh $(ARGS)
+
+test-gpu: setup ## tests and benchmarks on a machine with a GPU, in the image for it
+	@$(TOOL) image build --image llm --variant '$(VARIANT)'
+	@bin/llm-run --gpu sh tests/recipes/run.sh tests/gpu $(ARGS)
+
+check: venv ## format, types, shell: everything that needs no image
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@git ls-files -z | xargs -0 grep -lZ '^#!/bin/\(ba\)\?sh' -- | xargs -0 $(VENV)/bin/shellcheck -x
+
+bench: setup ## measure everything that docs/performance.md states (idle machine; about 20 minutes)
+	@$(TOOL) image build --image llm --variant cpu
+	@sh benchmarks/run.sh $(ARGS)
+
+install: ## copy programs, recipes and sites to PREFIX
+	@sh bin/_llm/install.sh '$(PREFIX)'
+
+lock: setup venv ## refresh the locks of IMAGE (Debian and Python packages, versions and hashes)
+	@$(TOOL) image lock --image '$(IMAGE)' --variant '$(VARIANT)'
+	@$(VENV)/bin/uv pip compile -q --no-header --generate-hashes --python-version 3.9 \
+	    --universal requirements-dev.in -o requirements-dev.lock
+
+docs: venv ## build the manual into build/site (strict, no network)
+	@$(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site && echo build/site/index.html
+
+clean: ## remove what was built in this folder (images and caches of the user stay)
+	@rm -rf build .tools/venv .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
