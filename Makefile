@@ -30,7 +30,7 @@ help: ## this list
 	@printf '\n%s\n' "Variables:" \
 	  "  IMAGE=llm         which image: a folder of containers/ ($$(ls -d containers/*/ | cut -d/ -f2 | tr '\n' ' '))" \
 	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the driver here" \
-	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file, not debootstrap" \
+	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
 	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
 	  "  PREFIX=/opt/llm   where 'make install' puts things" \
 	  "  PROMPT='...'      what 'make demo' asks the tiny model" \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ class Problem:
         return f"{kind}{self.what}\n  why: {self.why}\n  fix: {self.fix}"
 
 
-def run(home: str) -> list[Problem]:
+def run() -> list[Problem]:
     """Return everything that keeps this user from running or building images here."""
-    found = [user_namespaces(), fuse_device(), subordinate_ids()]
+    found = [user_namespaces(), fuse_device(), subordinate_ids(), build_folder()]
     return [problem for problem in found if problem]
 
 
@@ -57,17 +58,42 @@ def fuse_device() -> Problem | None:
                    "an administrator: modprobe fuse && chmod 0666 /dev/fuse", fatal=False)
 
 
+def may_use_subids() -> bool:
+    """Whether this user can be several users in a namespace.
+
+    It takes a range in /etc/subuid and /etc/subgid and, but for root, a newuidmap that is setuid
+    and belongs to root, which no unpacked copy can be.
+    """
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    if not all(_has_range(path, user) for path in ("/etc/subuid", "/etc/subgid")):
+        return False
+    if os.geteuid() == 0:
+        return True
+    path = apptainer.find_program("newuidmap", os.environ.get("PATH", "") or os.defpath)
+    return bool(path) and os.stat(path).st_uid == 0 and bool(os.stat(path).st_mode & stat.S_ISUID)
+
+
 def subordinate_ids() -> Problem | None:
-    """/etc/subuid and /etc/subgid: package installations in a build need more than one user id."""
-    if os.geteuid() == 0 and apptainer.has_all_capabilities():
+    """Say that builds use the fakeroot program, and what would make them simpler and faster."""
+    if (os.geteuid() == 0 and apptainer.has_all_capabilities()) or may_use_subids():
         return None
     user = pwd.getpwuid(os.geteuid()).pw_name
-    if all(_has_range(path, user) for path in ("/etc/subuid", "/etc/subgid")):
-        return None
     return Problem(
-        f"user {user} has no range of subordinate ids", "building an image needs one (running "
-        "images does not)", "an administrator: usermod --add-subuids 100000-165535 "
-        f"--add-subgids 100000-165535 {user}   (a range that nobody else has)", fatal=False)
+        f"user {user} has no subordinate ids to build images with",
+        "no range in /etc/subuid and /etc/subgid, or no setuid newuidmap; images are built with "
+        "the fakeroot program instead, which takes longer",
+        "none needed. For faster builds an administrator: apt-get install uidmap && usermod "
+        f"--add-subuids 100000-165535 --add-subgids 100000-165535 {user}", fatal=False)
+
+
+def build_folder() -> Problem | None:
+    """Where images are built: a network file system can't hold files of several users."""
+    folder = Path(os.environ.get("LLM_BUILD_DIR") or os.environ.get("TMPDIR") or "/var/tmp")
+    if not is_network_file_system(folder):
+        return None
+    return Problem(f"the build folder {folder} is on {file_system_of(folder)}",
+                   "images can't be built on a network file system (running them is fine)",
+                   "export LLM_BUILD_DIR=/path/on/a/local/disk", fatal=False)
 
 
 def ensure_root_subids() -> None:

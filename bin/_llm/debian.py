@@ -64,7 +64,7 @@ def host_archives() -> tuple[Archive, ...]:
     ).stdout
     found: list[Archive] = []
     for line in listing.splitlines():
-        uri, suite, component = (line.split() + ["", "", ""])[:3]
+        uri, suite, component = [*line.split(), "", "", ""][:3]
         keep = component == "main" and "/debian" in uri
         if keep and Archive(uri, suite) not in found:
             found.append(Archive(uri, suite))

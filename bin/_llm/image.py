@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--variant", default="", help="cpu, cuda13, cuda12; several by commas; "
                         "empty: for this machine")
     parser.add_argument("--base", default="", help="docker://NAME:TAG, oci-archive:FILE or a local "
-                        "image in place of debootstrap")
+                        "image in place of Debian's packages")
     parser.add_argument("--cuda-architectures", default="", help="such as '80 90'; empty: the site "
                         "profile's, else this machine's GPUs")
     options = parser.parse_args(arguments)
@@ -79,13 +79,11 @@ def make_request(
     words: list[str] = []
     if variant.startswith("cuda"):
         words = cuda_architectures(configured, {} if configured else gpus_here())
-    debootstrap = shutil.which("debootstrap", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    unpacked = HOME / ".tools/debian/usr/sbin/debootstrap"
     return builder.Request(
         containers=HOME / "containers", images=Path(settings.get("container", "image_dir")),
         cache=Path(settings.get("paths", "cache")) / "build",
         apptainer=setup.ensure_apptainer(), flags=exec_flags(), base=base,
-        debootstrap=debootstrap or (str(unpacked) if unpacked.exists() else ""),
+        fakeroot=setup.ensure_fakeroot(),
         architectures=tuple(words), mirror=os.environ.get("LLM_DEBIAN_MIRROR", ""),
     )
 
@@ -113,9 +111,9 @@ def wanted_variants(
     model, count = settings.get("gpus", "model"), settings.get("gpus", "per_node")
     if (model or count not in ("", "0")) and not driver:
         raise LLMError(
-            "which variant?", f"the site profile '{settings.site}' has GPUs ({model or count}), and "
-            "this machine shows no driver that would tell which",
-            f"make image IMAGE={name} VARIANT=cuda13   (driver 580 or newer; else cuda12, or cpu)",
+            "which variant?", f"the site profile '{settings.site}' has GPUs ({model or count}) "
+            "and this machine shows no driver that would tell which",
+            f"make image IMAGE={name} VARIANT=cuda13   (driver 580 or newer; else cuda12 or cpu)",
         )
     return ["cpu"]
 

@@ -10,6 +10,7 @@ library is touched: an unpacked program brings its own loader and libraries.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,11 @@ UPSTREAM_INSTALLER = ("https://raw.githubusercontent.com/apptainer/apptainer/mai
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`setup [--check]`: install what is missing, then check what the kernel allows."""
+    """`setup [--check]`: install what is missing, then check what the kernel allows.
+
+    --check: install nothing. --show-packages NAME…: what would be unpacked for a package of the
+    newer suite. --pip-wheel: path of a pip wheel from the host's release (used by venv.sh).
+    """
     if arguments and arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0
@@ -44,10 +49,17 @@ def main(arguments: Sequence[str]) -> int:
         for package in newer_apt().resolve(arguments[1:]):
             print(package.name, package.version, package.size)
         return 0
+    if arguments and arguments[0] == "--pip-wheel":
+        print(pip_wheel())
+        return 0
+    unknown = [word for word in arguments if word != "--check"]
+    if unknown:
+        raise LLMError(f"setup knows no '{unknown[0]}'", "its options are --check, --show-packages "
+                       "NAME and --pip-wheel", "make setup")
     if "--check" not in arguments:
         ensure_apptainer()
         ensure_build_tools()
-    problems = checks.run(str(HOME))
+    problems = checks.run()
     for problem in problems:
         print(f"setup: {problem}", file=sys.stderr)
     if not problems:
@@ -183,17 +195,37 @@ def install_upstream() -> bool:
 
 
 def ensure_build_tools() -> None:
-    """Have debootstrap and, as root, a subordinate id range: what building an image needs."""
-    if host_archives():
-        ensure_debian_tool("debootstrap", "usr/sbin/debootstrap")
+    """Have what building an image needs: as root a range of ids, else maybe fakeroot."""
     if os.geteuid() == 0 and not apptainer.has_all_capabilities():
         checks.ensure_root_subids()
+    ensure_fakeroot()
 
 
-def ensure_debian_tool(name: str, program: str) -> Path:
+def ensure_fakeroot() -> str:
+    """Return the folder of a fakeroot program where builds need one here, else ""."""
+    if (os.geteuid() == 0 and apptainer.has_all_capabilities()) or checks.may_use_subids():
+        return ""
+    found = shutil.which("fakeroot")
+    if found:
+        return os.path.dirname(found)
+    folder = TOOLS / "debian" / "usr"
+    script = folder / "bin" / "fakeroot"
+    if not script.exists():
+        ensure_debian_tool("fakeroot", "usr/bin/fakeroot-sysv", ("libfakeroot",))
+        library = next(folder.glob("lib/*/libfakeroot"))
+        text = (folder / "bin" / "fakeroot-sysv").read_text()
+        for name, value in (("FAKEROOT_PREFIX", folder), ("FAKEROOT_BINDIR", folder / "bin"),
+                            ("PATHS", library)):
+            text = re.sub(rf"(?m)^{name}=.*$", f"{name}='{value}'", text)
+        script.write_text(text)
+        script.chmod(0o755)
+    return str(folder / "bin")
+
+
+def ensure_debian_tool(name: str, program: str, also: Sequence[str] = ()) -> Path:
     """Return the path of a program: on PATH, or unpacked from the host's own Debian release.
 
-    name: program and package. program: its path in the package.
+    name: program and package. program: its path in the package. also: packages that it needs.
     """
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found:
@@ -204,14 +236,24 @@ def ensure_debian_tool(name: str, program: str) -> Path:
         if not archives:
             raise LLMError(f"{name} is missing", "this host has no Debian archive to take it from",
                            f"an administrator installs the package {name}")
-        print(f"setup: unpacking {name} into {folder}", flush=True)
+        print(f"setup: unpacking {name} into {folder}", file=sys.stderr, flush=True)
         apt = PrivateApt(TOOLS / "apt" / archives[0].suite, archives)
         apt.update()
-        packages = [p for p in apt.resolve([name]) if p.name == name]
+        packages = [p for p in apt.resolve([name]) if p.name in (name, *also)]
         mirrors = {"main": archives[0].uri, "security": archives[-1].uri}
         for package in packages:
             unpack(fetch(package, mirrors, cache_folder() / "debian"), folder)
     return folder / program
+
+
+def pip_wheel() -> Path:
+    """Path of pip as a wheel file, for a system whose Python has neither pip nor ensurepip."""
+    folder = ensure_debian_tool("python3-pip-whl", "usr/share/python-wheels")
+    wheels = sorted(folder.glob("pip-*.whl"))
+    if not wheels:
+        raise LLMError("pip could not be found", f"{folder} holds no wheel of it",
+                       "an administrator installs python3-venv")
+    return wheels[-1]
 
 
 def cache_folder() -> Path:

@@ -80,7 +80,7 @@ def check_tokenizer() -> None:
 
 
 def check_llama_cpp(gpu: bool) -> None:
-    """Load a GGUF by a plain `import llama_cpp` and make one token; the programs find kernels too."""
+    """A plain `import llama_cpp` makes one token of a GGUF, and the programs find kernels too."""
     sys.path.insert(0, "/opt/llm/smoke/lib")
     from llama_cpp import Llama
     from smoke_gguf import write_tiny_gguf

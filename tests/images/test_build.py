@@ -52,8 +52,8 @@ def request_(tmp_path: Path, base_image: Path) -> builder.Request:
     os.environ["LLM_BUILD_DIR"] = str(work)
     return builder.Request(
         containers=containers, images=tmp_path / "images ü", cache=tmp_path / "cache",
-        apptainer=setup.ensure_apptainer(), debootstrap="", flags=exec_flags(),
-        base=str(base_image))
+        apptainer=setup.ensure_apptainer(), flags=exec_flags(),
+        base=str(base_image), fakeroot=setup.ensure_fakeroot())
 
 
 def build(request: builder.Request) -> Path:
@@ -119,7 +119,7 @@ from pathlib import Path
 from _llm.images import build as b
 from _llm.images.catalog import load_image
 r = b.Request(containers=Path({containers!r}), images=Path({images!r}), cache=Path({cache!r}),
-              apptainer={apptainer!r}, debootstrap="", flags={flags!r}, base={base!r})
+              apptainer={apptainer!r}, flags={flags!r}, base={base!r}, fakeroot={fakeroot!r})
 print(b.build(load_image(r.containers, "tiny"), r))
 """
 
@@ -128,7 +128,7 @@ def start(request: builder.Request) -> subprocess.Popen[str]:
     code = BUILD_IN_A_PROCESS.format(
         bin=str(HOME / "bin"), containers=str(request.containers), images=str(request.images),
         cache=str(request.cache), apptainer=request.apptainer, flags=request.flags,
-        base=request.base)
+        base=request.base, fakeroot=request.fakeroot)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
                             stderr=subprocess.STDOUT)
 

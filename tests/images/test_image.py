@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,8 +47,8 @@ def test_labels_change_only_with_the_inputs(apptainer: list[str], cpu_image: Pat
 
 
 def test_smoke_tests_pass_with_those_of_the_parent(apptainer: list[str], cpu_image: Path) -> None:
-    done = subprocess.run([apptainer[0], "test", *apptainer[2:], "--cleanenv", "--no-home", cpu_image],
-                          capture_output=True, text=True, check=False)
+    command = [apptainer[0], "test", *apptainer[2:], "--cleanenv", "--no-home", str(cpu_image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "base: Python 3.11" in done.stdout
     assert "llm: llama.cpp made token" in done.stdout
@@ -67,16 +68,20 @@ def test_runscript_execs_and_shows_help_without_arguments(
 def test_installed_packages_are_the_locked_ones(apptainer: list[str], cpu_image: Path) -> None:
     listing = run(apptainer, cpu_image, "python3", "-I", "-c",
                   "from importlib.metadata import distributions\n"
-                  "for d in distributions():\n    print(d.name.lower().replace('_', '-'), d.version)")
-    installed = dict(line.split() for line in listing.splitlines())
+                  "for d in distributions():\n    print(d.name, d.version)")
+    installed = {canonical(name): version for name, version in map(str.split, listing.splitlines())}
     sys.path.insert(0, str(HOME / "bin"))
     from _llm.images.lock import pins
 
     locked = pins(HOME / "containers/llm/requirements-cpu.lock")
-    wrong = {name: (version, installed.get(name.replace("_", "-").replace(".", "-")))
-             for name, version in locked.items()
-             if installed.get(name.replace("_", "-").replace(".", "-"), installed.get(name)) != version}
+    wrong = {name: (version, installed.get(canonical(name))) for name, version in locked.items()
+             if installed.get(canonical(name)) != version}
     assert not wrong
+
+
+def canonical(name: str) -> str:
+    """A package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_bytecode_is_there_and_not_checked_against_times(
@@ -109,8 +114,7 @@ def test_nothing_of_the_build_stays(apptainer: list[str], cpu_image: Path) -> No
     listing = run(apptainer, cpu_image, "sh", "-c",
                   "ls -A /mnt /var/cache/apt /var/lib/apt/lists /etc/apt/sources.list.d; "
                   "cat /etc/machine-id /etc/apt/sources.list /etc/pip.conf 2>/dev/null; "
-                  "find /var/log -type f; ls -d /usr/local/lib/python3.11/dist-packages/nvidia 2>/dev/null; "
-                  "true")
+                  "find /var/log -type f; true")
     words = [w for w in listing.split() if not w.endswith(":")]
     assert words == [], listing
 

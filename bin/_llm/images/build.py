@@ -10,7 +10,7 @@ import fcntl
 import functools
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from _llm import checks
 from _llm.debian import debian_mirrors, sha256_of
 from _llm.errors import LLMError
 from _llm.images import llama_cpp, staging, steps
+from _llm.images.bootstrap import unpack_base
 from _llm.images.catalog import Image, load_image
 from _llm.images.inputs import DIGEST_LENGTH, digest_of, image_inputs, lock_date
 from _llm.images.locks import read_apt_lock
@@ -32,28 +33,29 @@ class Request:
     """Everything that a build depends on besides the image itself.
 
     containers: folder of the definitions. images: where image files go. cache: downloads and
-    compiled parts. base: BASE of the command line, "" for debootstrap. architectures: GPU
-    architectures as CMake writes them. apptainer, debootstrap: paths of the programs. flags: what
-    `apptainer exec` needs here. mirror: the site profile's Debian mirrors, "" for the host's own.
+    compiled parts. base: BASE of the command line, "" for Debian's packages. architectures: GPU
+    architectures as CMake writes them. apptainer: path of the program. flags: what `apptainer exec`
+    needs here. fakeroot: folder of the fakeroot program, "" where it is not needed. mirror: the
+    site profile's Debian mirrors, "" for the host's own.
     """
 
     containers: Path
     images: Path
     cache: Path
     apptainer: str
-    debootstrap: str
     flags: tuple[str, ...]
     base: str = ""
     architectures: tuple[str, ...] = ()
     mirror: str = ""
+    fakeroot: str = ""
 
     @functools.cached_property
     def env(self) -> dict[str, str]:
         """Environment of Apptainer: nothing that would change a build by accident."""
         env = {k: v for k, v in os.environ.items()
                if not k.startswith(("APPTAINER", "SINGULARITY", "LD_", "PYTHON"))}
-        env["PATH"] = os.pathsep.join([os.path.dirname(self.apptainer), env.get("PATH", ""),
-                                       "/usr/sbin", "/sbin"])
+        folders = [self.fakeroot, os.path.dirname(self.apptainer), env.get("PATH", "")]
+        env["PATH"] = os.pathsep.join([*filter(None, folders), "/usr/sbin", "/sbin"])
         return env
 
     @functools.cached_property
@@ -72,7 +74,7 @@ def inputs_of(image: Image, request: Request) -> dict[str, str]:
     if image.parent:
         parent = digest_of(inputs_of(load_image(request.containers, image.parent), request))
     else:
-        parent = request.base or "debootstrap"
+        parent = request.base or "Debian packages"
         if os.path.isfile(request.base):
             parent = f"localimage {sha256_of(Path(request.base))}"
     if is_gpu(image):
@@ -142,11 +144,14 @@ def make(
         for name, part in compiled:
             (folder / name).mkdir()
             binds += ["--bind", f"{part}:{staging.INSIDE}/{name}:ro"]
-        arguments = build_arguments(image, parent, folder, digest_of(inputs))
+        root = "" if image.parent or request.base else str(work / "root")
+        if root:
+            unpack_base((folder / "debs/pool").glob("*.deb"), work / "root")
+        arguments = build_arguments(image, str(parent or ""), root, digest_of(inputs))
         definition = (image.folder / "image.def").read_text()
         if not image.parent:
             definition = steps.effective_definition(definition, request.base)
-        env = build_env(request, work, folder, image)
+        env = build_env(request, work, image)
         log.step(2, 5, "sandbox from the definition file")
         sandbox = steps.make_sandbox(image, definition, arguments, binds, work, env, log)
         log.step(3, 5, "tidy up")
@@ -175,22 +180,19 @@ def stage(image: Image, folder: Path, request: Request) -> list[str]:
                                 os.environ)
 
 
-def build_env(request: Request, work: Path, folder: Path, image: Image) -> dict[str, str]:
+def build_env(request: Request, work: Path, image: Image) -> dict[str, str]:
     """Environment of one build: Apptainer's temporary files in the work folder."""
     env = dict(request.env)
     env["APPTAINER_TMPDIR"] = env["TMPDIR"] = str(work)
     env["APPTAINER_CACHEDIR"] = str(request.cache / "apptainer")
     env["SOURCE_DATE_EPOCH"] = str(epoch_of(lock_date(image)))
-    if request.debootstrap:
-        bindir = staging.debootstrap_path(folder, request.debootstrap)
-        env["PATH"] = f"{bindir}{os.pathsep}{env['PATH']}"
     return env
 
 
-def build_arguments(image: Image, parent: Path | None, folder: Path, digest: str) -> dict[str, str]:
+def build_arguments(image: Image, parent: str, root: str, digest: str) -> dict[str, str]:
     """Build arguments of the definition file: those that it names."""
-    everything = {"PARENT": str(parent or ""), "VARIANT": image.variant, "DIGEST": digest,
-                  "LOCK_DATE": lock_date(image), "MIRROR": f"file://{folder}/debs"}
+    everything = {"PARENT": parent, "ROOT": root, "VARIANT": image.variant, "DIGEST": digest,
+                  "LOCK_DATE": lock_date(image)}
     text = (image.folder / "image.def").read_text()
     return {key: value for key, value in everything.items() if f"{{{{ {key} }}}}" in text}
 
@@ -242,7 +244,7 @@ def compile_llama(
             binds += ["--bind", f"{source}:{staging.INSIDE}/{name}"]
         arguments = {"PARENT": str(parent), **llama_cpp.compile_arguments(flavour, architectures)}
         definition = (scripts / "compile.def").read_text()
-        env = build_env(request, work, folder, image)
+        env = build_env(request, work, image)
         steps.make_sandbox(image, definition, arguments, binds, work, env, log)
         llama_cpp.keep(work / "out", kept)
 

@@ -33,9 +33,9 @@ def image_inputs(
     """
     found: dict[str, str] = {"image": image.label, "parent": parent}
     for file in sorted(image.folder.rglob("*")):
-        if file.is_file() and not file.name.endswith(NOT_INPUTS) and "__pycache__" not in file.parts:
-            if belongs_to_variant(file.name, image):
-                found[f"file {file.relative_to(image.folder)}"] = sha256_of(file)
+        described = file.name.endswith(NOT_INPUTS) or "__pycache__" in file.parts
+        if file.is_file() and not described and belongs_to_variant(file.name, image):
+            found[f"file {file.relative_to(image.folder)}"] = sha256_of(file)
     for shared in sorted(image.folder.parent.glob("*")):
         if shared.is_file() and not shared.name.endswith(NOT_INPUTS):
             found[f"shared {shared.name}"] = sha256_of(shared)

@@ -85,6 +85,6 @@ def cuda_architectures(configured: Sequence[str], detected: Mapping[str, str]) -
         raise LLMError(
             "no GPU architecture to compile for", "this machine has no GPU and the site profile "
             "names none ([container] cuda_architectures)",
-            "make image VARIANT=cuda13 CUDA_ARCHITECTURES=90   (V100 70, A100 80, H100 and H200 90)",
+            "make image VARIANT=cuda13 CUDA_ARCHITECTURES=90   (V100 70, A100 80, H100, H200 90)",
         )
     return sorted(set(found), key=lambda a: int(a.split("-")[0].rstrip("af")))

@@ -50,8 +50,8 @@ def lock_image(
         report += lock_file(containers / "build.in", containers / "build.lock", uv)
         for source in sorted((containers / name).glob("*/*.in")):
             report += lock_file(source, source.with_suffix(".lock"), uv, dependencies=False)
-    return report + [f"{name}-{v}: not locked, its packages are not reachable from here (make lock "
-                     f"IMAGE={name} VARIANT={v} shows why)" for v in unreachable]
+    return report + [f"{name}-{v}: not locked, its packages are not reachable from here "
+                     f"(make lock IMAGE={name} VARIANT={v} shows why)" for v in unreachable]
 
 
 def lock_debian(containers: Path, name: str, state: Path) -> list[str]:
@@ -59,7 +59,7 @@ def lock_debian(containers: Path, name: str, state: Path) -> list[str]:
     archives = host_archives()
     if not archives:
         raise LLMError("Debian packages can't be locked on this host", "its APT names no Debian "
-                       "archive, whose signed lists are needed", "run make lock on a Debian machine")
+                       "archive, whose signed lists it takes", "run make lock on a Debian machine")
     apt = PrivateApt(state / "apt-lock", archives)
     apt.update()
     root = name
@@ -155,7 +155,7 @@ def body(text: str) -> str:
 
 
 def changes(lock: Path, old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Describe what changed between two sets of pins, a line a package; one line for a first lock."""
+    """Describe what changed between two sets of pins, a line a package."""
     where = f"{lock.parent.name}/{lock.name}"
     if not old:
         return [f"{where}: {len(new)} packages"]

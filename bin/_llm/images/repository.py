@@ -1,4 +1,4 @@
-"""A local Debian repository made of exactly the locked packages, for debootstrap and apt-get.
+"""A local Debian repository made of exactly the locked packages, for dpkg and apt-get.
 
 Every file's SHA-256 was checked against the lock when it was fetched, and the lock was made from
 the archive's signed lists, so the repository itself is not signed.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
 import os
 import shutil
 import tarfile
@@ -41,12 +40,11 @@ def make_repository(
         )
     index = folder / "dists" / SUITE / "main" / "binary-amd64"
     index.mkdir(parents=True)
-    # debootstrap drops a last stanza without an empty line after it.
     text = "".join(f"{stanza}\n" for stanza in stanzas).encode()
     (index / "Packages").write_bytes(text)
     (folder / "dists" / SUITE / "Release").write_text(
-        f"Origin: locked\nDate: Thu, 01 Jan 1970 00:00:00 UTC\nSuite: {SUITE}\nCodename: {SUITE}\nArchitectures: amd64\n"
-        "Components: main\nSHA256:\n"
+        f"Origin: locked\nDate: Thu, 01 Jan 1970 00:00:00 UTC\nSuite: {SUITE}\n"
+        f"Codename: {SUITE}\nArchitectures: amd64\nComponents: main\nSHA256:\n"
         f" {hashlib.sha256(text).hexdigest()} {len(text)} main/binary-amd64/Packages\n"
     )
 
@@ -59,12 +57,8 @@ def control_of(file: Path) -> str:
             name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
             data = stream.read(size + size % 2)
             if name.startswith("control.tar"):
-                if name.endswith(".xz"):
-                    data = lzma.decompress(data[:size])
-                    mode = "r:"
-                else:
-                    mode = "r:*"
-                with tarfile.open(fileobj=io.BytesIO(data), mode=mode) as archive:  # type: ignore[call-overload]
+                with tarfile.open(fileobj=io.BytesIO(data[:size])) as archive:
                     member = archive.extractfile("./control")
-                    return str(member.read().decode())
+                    assert member is not None
+                    return member.read().decode()
     raise LLMError(f"{file} is no Debian package", "it holds no control file", f"rm {file}")

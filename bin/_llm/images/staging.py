@@ -1,4 +1,4 @@
-"""The staging folder of a build: what goes into the sandbox's /mnt and does not stay in the image."""
+"""The staging folder of a build: what goes to the sandbox's /mnt and doesn't stay in the image."""
 
 from __future__ import annotations
 
@@ -110,23 +110,12 @@ def make_staging(
     return [*binds, "--bind", f"{uv_cache}:{INSIDE}/uv-cache"]
 
 
-def debootstrap_path(folder: Path, real: str) -> str:
-    """Make a `debootstrap` that reads our unsigned repository; return the folder to put on PATH.
-
-    Apptainer calls debootstrap by name and offers no way to pass options.
-    """
-    bindir = folder / "bin"
-    bindir.mkdir(exist_ok=True)
-    wrapper = bindir / "debootstrap"
-    share = Path(real).resolve().parent.parent / "share" / "debootstrap"
-    wrapper.write_text(
-        "#!/bin/sh\n# The repository was checked against the lock, file by file.\n"
-        f"export DEBOOTSTRAP_DIR={share}\nexec {real} --no-check-gpg \"$@\"\n"
-    )
-    wrapper.chmod(0o755)
-    return str(bindir)
-
-
 def fakeroot_flags() -> list[str]:
-    """Options with which `apptainer build` may install packages here."""
-    return [] if os.geteuid() == 0 and has_all_capabilities() else ["--fakeroot"]
+    """Options with which `apptainer build` may install packages here.
+
+    An ordinary user needs a range of subordinate ids and a setuid newuidmap to be several users;
+    without them the fakeroot program pretends (checks.may_use_subids).
+    """
+    if os.geteuid() == 0 and has_all_capabilities():
+        return []
+    return ["--fakeroot"] if checks.may_use_subids() else ["--fakeroot", "--ignore-subuid"]

@@ -41,7 +41,8 @@ def test_names_ignore_comments(tmp_path: Path) -> None:
 def test_pins_and_changes(tmp_path: Path) -> None:
     lock = tmp_path / "requirements-cpu.lock"
     lock.write_text("# locked: 2026-01-01\n# by: make lock\n"
-                    "jsonargparse[signatures]==4.53.0 \\\n    --hash=sha256:1\ntorch==2.13.0+cpu \\\n")
+                    "jsonargparse[signatures]==4.53.0 \\\n    --hash=sha256:1\n"
+                    "torch==2.13.0+cpu \\\n")
     found = pins(lock)
     assert found == {"jsonargparse": "4.53.0", "torch": "2.13.0+cpu"}
     assert body(lock.read_text()).startswith("jsonargparse")

@@ -93,4 +93,5 @@ def test_compile_key_depends_on_source_and_script_alone(tmp_path: Path) -> None:
     assert compile_key(tmp_path, "cpu") == before
     (tmp_path / "source.lock").write_text("# locked: tomorrow\nnewer\n")
     assert compile_key(tmp_path, "cpu") != before
-    assert compile_key(tmp_path, "cuda13", ["80-real"]) != compile_key(tmp_path, "cuda13", ["90-real"])
+    ampere = compile_key(tmp_path, "cuda13", ["80-real"])
+    assert ampere != compile_key(tmp_path, "cuda13", ["90-real"])

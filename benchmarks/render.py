@@ -1,0 +1,114 @@
+"""Put benchmark results into the manual: render.py RESULTS_FOLDER docs/performance.md
+
+Each `<!-- begin NAME -->` … `<!-- end NAME -->` of the page gets the table of NAME.json; a part
+whose result is not there stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def rows(header: str, lines: list[str]) -> str:
+    """A Markdown table; header and lines have their columns separated by ` | `."""
+    rule = "|".join("---" for _ in header.split(" | "))
+    return "\n".join([f"| {header} |", f"|{rule}|", *(f"| {line} |" for line in lines)])
+
+
+def launch(r: Result) -> str:
+    """Start of a program."""
+    return rows(f"{r['pairs']} pairs | median", [
+        f"`apptainer exec IMAGE true` | {r['apptainer_exec_ms']:.0f} ms",
+        f"`llm-run true` | {r['llm_run_ms']:.0f} ms",
+        f"difference (goal {r['goal_ms']:.0f} ms, at most {r['limit_ms']:.0f} ms) | "
+        f"{r['difference_ms']:.0f} ms"])
+
+
+def images(r: Result) -> str:
+    """Size and build times of the CPU image."""
+    lines = [f"size of `llm-cpu` (at most {r['size_limit_gb']} GB) | "
+             f"{r['size_bytes'] / 1e9:.2f} GB",
+             f"size of `base` | {r['base_bytes'] / 1e6:.0f} MB",
+             f"build with nothing to do (under 1 s) | {r['nothing_to_do_s']:.2f} s"]
+    if "clean_build_s" in r:
+        lines += [f"clean build of `base` and `llm-cpu` | {r['clean_build_s'] / 60:.1f} min",
+                  f"build after a change of one Python package | {r['one_package_s'] / 60:.1f} min"]
+    return rows("  | value", lines)
+
+
+def imports(r: Result) -> str:
+    """Import of torch and transformers."""
+    return rows(f"{r['pairs']} pairs | median", [
+        f"host environment | {r['host_s']:.2f} s", f"image | {r['image_s']:.2f} s",
+        f"ratio (goal {r['goal']}, at most {r['limit']}) | {r['ratio']:.2f}"])
+
+
+def squashfs(r: Result) -> str:
+    """Compression settings."""
+    return rows("compression, block size | size | packing | import", [
+        f"{name} | {row['bytes'] / 1e6:.0f} MB | {row['pack_s']:.0f} s | {row['import_s']:.2f} s"
+        for name, row in r["rows"].items()])
+
+
+def generate_against_loop(r: Result) -> str:
+    """Batches against the loop."""
+    goals = {10: " (at least 5)", 64: " (at least 15)"}
+    parameters = f"{r['parameters'] / 1e6:.1f} M"
+    return rows(
+        f"CPU, Llama of {parameters} parameters, {r['dtype']}, {r['new_tokens']} new tokens "
+        "| loop, tokens/s | `generate.py`, tokens/s | ratio",
+        [f"{row['prompts']} prompts{goals.get(row['prompts'], '')} | "
+         f"{row['loop_tokens_per_s']:.0f} | {row['batch_tokens_per_s']:.0f} | {row['ratio']:.1f}"
+         for row in r["rows"]])
+
+
+def machine() -> str:
+    """The machine that this runs on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    release = re.search(r'PRETTY_NAME="(.*)"', Path("/etc/os-release").read_text())
+    gpu = "not run on a GPU yet"
+    return rows("  |  ", [
+        f"CPU | {os.cpu_count()} × {model.group(1) if model else platform.processor()}",
+        f"memory | {memory:.0f} GiB",
+        f"kernel, distribution | {platform.release()}, {release.group(1) if release else ''}",
+        f"GPU | {gpu}"])
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "launch": launch, "images": images, "imports": imports, "squashfs": squashfs,
+    "generate_against_loop": generate_against_loop,
+}
+
+
+def replace(text: str, name: str, table: str) -> str:
+    """Replace one part of the page. Raises ValueError when the page has no such part."""
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the page has no part '{name}'")
+    return pattern.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text)
+
+
+def main() -> None:
+    """Render every result that is there."""
+    results, page = Path(sys.argv[1]), Path(sys.argv[2])
+    text = replace(page.read_text(), "machine", machine())
+    for name, table in TABLES.items():
+        file = results / f"{name}.json"
+        if file.exists():
+            text = replace(text, name, table(json.loads(file.read_text())))
+            print(f"{page}: {name}")
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Images on nodes without FUSE: one unpacked copy per node and user.
+
+Without FUSE and without a setuid installation Apptainer unpacks the whole image at every start and
+throws the copy away afterwards: gigabytes for each of a job's tasks. Here the first start unpacks
+and the others use its copy.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from _llm.errors import LLMError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _llm.apptainer import Apptainer
+    from _llm.lookup import Image
+
+FUSE_DEVICE = "/dev/fuse"
+# Contents of a SIF are compressed to a quarter or more of their size.
+SIZE_FACTOR = 4
+ADMINISTRATOR = f"an administrator: modprobe fuse && chmod 0666 {FUSE_DEVICE}"
+
+
+def runnable_path(image: Image, apptainer: Apptainer, local: str, notices: list[str]) -> str:
+    """Return the path to start `image` from: the image itself, or its unpacked copy on this node.
+
+    local: this user's folder on the node. Raises LLMError where a copy is needed and cannot be
+    made.
+    """
+    if os.path.isdir(image.path) or can_mount(apptainer):
+        return image.path
+    folder = os.path.join(local, "images")
+    status = os.stat(image.path)
+    stem = os.path.basename(image.path)
+    copy = os.path.join(folder, f"{stem}-{status.st_size:x}-{status.st_mtime_ns:x}")
+    if not os.path.isdir(copy):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        _unpack_once(image.path, status.st_size, apptainer, copy)
+        notices.append(
+            f"{FUSE_DEVICE} cannot be used here, so the image was unpacked once for this node, "
+            f"to {copy}. Faster starts: {ADMINISTRATOR}"
+        )
+    return copy
+
+
+def can_mount(apptainer: Apptainer) -> bool:
+    """Say whether this Apptainer mounts image files here: through FUSE, or with privileges."""
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        return True
+    except OSError:
+        pass
+    if os.geteuid() == 0 and "--userns" not in apptainer.exec_flags:
+        return True
+    prefix = os.path.dirname(os.path.dirname(os.path.realpath(apptainer.path)))
+    for folder in ("libexec/apptainer", "lib/x86_64-linux-gnu/apptainer", "libexec/singularity"):
+        try:
+            starter = os.stat(os.path.join(prefix, folder, "bin", "starter-suid"))
+        except OSError:
+            continue
+        if starter.st_uid == 0 and starter.st_mode & stat.S_ISUID:
+            return True
+    return False
+
+
+def _unpack_once(path: str, size: int, apptainer: Apptainer, copy: str) -> None:
+    import fcntl
+
+    # The lock is the kernel's: it goes with the process that holds it, however that ends.
+    with open(f"{copy}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.isdir(copy):
+            _unpack(path, size, apptainer, copy)
+
+
+def _unpack(path: str, size: int, apptainer: Apptainer, copy: str) -> None:
+    import shutil
+    import subprocess
+
+    free = shutil.disk_usage(os.path.dirname(copy)).free
+    if free < size * SIZE_FACTOR:
+        raise LLMError(
+            f"the image {path} cannot be used on this node",
+            f"{FUSE_DEVICE} is missing or closed to you, and an unpacked copy needs about "
+            f"{size * SIZE_FACTOR / 2**30:.1f} GiB in {os.path.dirname(copy)}, where "
+            f"{free / 2**30:.1f} GiB are free",
+            f"{ADMINISTRATOR}; or: export LLM_LOCAL_DIR=/with/room",
+        )
+    temporary = f"{copy}.unpacking"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by one that was killed; we hold the lock
+    command = [apptainer.path, "-q", "build", *apptainer.exec_flags, "--sandbox", temporary, path]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise LLMError(
+            f"the image {path} cannot be unpacked to {os.path.dirname(copy)}",
+            "\n       ".join(done.stderr.strip().splitlines()[-5:]),
+            f"{FUSE_DEVICE} is missing or closed to you; {ADMINISTRATOR}",
+        )
+    os.rename(temporary, copy)
