@@ -22,6 +22,15 @@ for folder in bin recipes sites; do
     mv "$new" "$prefix/$folder"
     rm -rf "$old"
 done
+# Bytecode now, by the Python that llm-run picks: users can't write it beside the library, and each
+# start would compile again.
+for python in /usr/bin/python3.14 /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 \
+    /usr/bin/python3.10 /usr/bin/python3.9 "${LLM_PYTHON:-python3}"; do
+    if command -v "$python" > /dev/null 2>&1; then
+        "$python" -m compileall -q "$prefix/bin/_llm" || true
+        break
+    fi
+done
 git -C "$home" rev-parse HEAD > "$prefix/.commit" 2>/dev/null || echo unknown > "$prefix/.commit"
 mkdir -p "$prefix/images"
 echo "install: $prefix/bin/llm-run is ready; images belong in $prefix/images (LLM_IMAGE_DIR=$prefix/images make image)"

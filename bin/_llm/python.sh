@@ -3,7 +3,8 @@
 # shellcheck shell=sh
 #
 # -I: whatever conda, PYTHONPATH or ~/.local say, the library sees the standard library and itself.
-# -S is not given: some distributions build Python so that it needs site.
+# -S, for the system's own Pythons: site and the .pth files of packages take a third of the start,
+# and a broken one prints its traceback. Elsewhere a Python may need site to find its library.
 
 llm_start() {
     llm_program=$1
@@ -19,7 +20,7 @@ llm_start() {
         for llm_version in 14 13 12 11 10 9; do
             if [ -x "/usr/bin/python3.$llm_version" ]; then
                 unset LD_LIBRARY_PATH
-                exec "/usr/bin/python3.$llm_version" -I "$llm_main" "$llm_program" "$@"
+                exec "/usr/bin/python3.$llm_version" -I -S "$llm_main" "$llm_program" "$@"
             fi
         done
     fi

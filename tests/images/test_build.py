@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +114,55 @@ def test_too_little_room_is_said_before_anything_is_built(request_: builder.Requ
     finally:
         builder.NEED_GIB[""] = old
         del builder.NEED_GIB["huge"]
+
+
+def test_another_base_from_an_oci_archive(
+    request_: builder.Request, base_image: Path, apptainer: list[str], tmp_path: Path,
+) -> None:
+    """What `BASE=docker://…` does, from a file in a registry's own format."""
+    archive = tmp_path / "debian.tar"
+    make_oci_archive(archive, [*apptainer, "--no-home", str(base_image)])
+    request = replace(request_, base=f"oci-archive:{archive}")
+    image = build(request)
+    assert image != builder.target_of(load_image(request.containers, "tiny"), request_)
+    done = subprocess.run([*apptainer, str(image), "cat", "/etc/from-oci"], capture_output=True,
+                          text=True, check=True)
+    assert done.stdout == "yes\n"
+
+
+def make_oci_archive(archive: Path, execute: list[str]) -> None:
+    """Write a file tree as an OCI image (OCI image layout specification 1.0)."""
+    layer = subprocess.run(
+        [*execute, "sh", "-c", "mkdir /tmp/oci$$ && cd /tmp/oci$$ && mkdir etc && echo yes > "
+         "etc/from-oci && tar -c --exclude=./dev --exclude=./proc --exclude=./sys --exclude=./tmp "
+         "--exclude=./etc/resolv.conf --exclude=./etc/hosts --one-file-system -C / . -C /tmp/oci$$ "
+         "./etc/from-oci; rm -r /tmp/oci$$"], capture_output=True, check=True).stdout
+    blobs: dict[str, bytes] = {}
+
+    def blob(kind: str, data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "size": len(data),
+                "digest": f"sha256:{digest}"}
+
+    first = blob("layer.v1.tar", layer)
+    config = blob("config.v1+json", json.dumps({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [first["digest"]]}}).encode())
+    manifest = blob("manifest.v1+json", json.dumps(
+        {"schemaVersion": 2, "config": config, "layers": [first]}).encode())
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
+             "index.json": json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode(),
+             **{f"blobs/sha256/{digest}": data for digest, data in blobs.items()}}
+    with tarfile.open(archive, "w") as tar:
+        for folder in ("blobs", "blobs/sha256"):
+            info = tarfile.TarInfo(folder)
+            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(info)
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 BUILD_IN_A_PROCESS = """\

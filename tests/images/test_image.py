@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 HOME = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(HOME / "bin"))
+
+from _llm.images.lock import pins  # noqa: E402
+from _llm.images.steps import effective_definition  # noqa: E402
+
 spython = pytest.importorskip("spython.main.parse.parsers")
 
 
@@ -23,9 +28,11 @@ def run(apptainer: list[str], image: Path, *words: str, **options: object) -> st
 
 @pytest.mark.parametrize("definition", sorted((HOME / "containers").rglob("*.def")),
                          ids=lambda path: str(path.relative_to(HOME)))
-def test_definitions_parse_and_have_what_users_expect(definition: Path) -> None:
-    """Read by Singularity Python's parser, as other tools would."""
-    parser = spython.get_parser("singularity")(str(definition))
+def test_definitions_have_what_users_expect(definition: Path, tmp_path: Path) -> None:
+    """Read by Singularity Python's parser, as other tools would; it knows registries' bases only."""
+    copy = tmp_path / "image.def"
+    copy.write_text(effective_definition(definition.read_text(), "docker://debian:bookworm-slim"))
+    parser = spython.get_parser("singularity")(str(copy))
     recipe = next(iter(parser.recipe.values()))
     assert recipe.install, "no %post"
     if definition.name == "image.def":
@@ -41,6 +48,7 @@ def test_labels_change_only_with_the_inputs(apptainer: list[str], cpu_image: Pat
     digest = cpu_image.stem.rsplit("-", 1)[1]
     assert labels["llm.digest"].startswith(digest)
     assert labels["llm.variant"] == "cpu"
+    assert labels["org.opencontainers.image.title"] == "llm"
     dates = {lock.read_text().splitlines()[0].removeprefix("# locked: ")
              for lock in (HOME / "containers/llm").glob("*.lock")}
     assert labels["llm.lock-date"] == max(dates)
@@ -70,9 +78,6 @@ def test_installed_packages_are_the_locked_ones(apptainer: list[str], cpu_image:
                   "from importlib.metadata import distributions\n"
                   "for d in distributions():\n    print(d.name, d.version)")
     installed = {canonical(name): version for name, version in map(str.split, listing.splitlines())}
-    sys.path.insert(0, str(HOME / "bin"))
-    from _llm.images.lock import pins
-
     locked = pins(HOME / "containers/llm/requirements-cpu.lock")
     wrong = {name: (version, installed.get(canonical(name))) for name, version in locked.items()
              if installed.get(canonical(name)) != version}

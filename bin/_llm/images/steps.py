@@ -99,8 +99,9 @@ def make_sandbox(
     file.write_text(definition)
     options = [word for key, value in arguments.items() for word in ("--build-arg",
                                                                      f"{key}={value}")]
-    command = ["apptainer", "build", *fakeroot_flags(), "--sandbox", "--notest", *binds, *options,
-               str(sandbox), str(file)]
+    # --force: without it a child keeps its parent's help, labels of the same name and scripts.
+    command = ["apptainer", "build", *fakeroot_flags(), "--force", "--sandbox", "--notest", *binds,
+               *options, str(sandbox), str(file)]
     log.run(["env", "-C", image.folder, *command], env, f"building {image.label}")
     return sandbox
 

@@ -1,0 +1,66 @@
+"""What passes into the image and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from _llm.environment import cache_variables, dropped_names, is_dropped, locale_variables
+
+DENIED = [
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONNOUSERSITE"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"),
+    *("BASH_ENV", "BASH_FUNC_module%%", "APPTAINER_BIND", "APPTAINER_BINDPATH", "APPTAINER_NV"),
+    *("APPTAINERENV_X", "SINGULARITY_BIND", "SINGULARITYENV_PATH", "RANK", "WORLD_SIZE"),
+    *("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PIP_TARGET"),
+]
+PASSING = [
+    *("SLURM_JOB_ID", "SLURM_PROCID", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "OMP_NUM_THREADS"),
+    *("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTPS_PROXY", "no_proxy", "PIP_INDEX_URL"),
+    *("LLM_DATA_DIR", "MY_OWN", "PYTHONUNBUFFERED", "PYTHONHASHSEED", "RANKING"),
+    *("APPTAINER_CACHEDIR", "APPTAINER_TMPDIR"),
+]
+
+
+@pytest.mark.parametrize("name", DENIED)
+def test_denied(name: str) -> None:
+    assert is_dropped(name)
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_passing(name: str) -> None:
+    assert not is_dropped(name)
+
+
+def test_dropped_names_are_those_that_are_there() -> None:
+    assert dropped_names({"RANK": "0", "PATH": "/bin"}) == ["RANK"]
+
+
+def test_caches_are_ours_unless_the_user_has_chosen() -> None:
+    ours = cache_variables({}, "/cache", "/local")
+    assert ours["HF_HOME"] == "/cache/huggingface"
+    assert ours["TRITON_CACHE_DIR"] == "/local/triton"
+    chosen = cache_variables({"HF_HOME": "/mine", "TORCH_HOME": ""}, "/cache", "/local")
+    assert "HF_HOME" not in chosen
+    assert chosen["TORCH_HOME"] == "/cache/torch"
+
+
+def test_a_login_to_the_model_hub_stays_valid(tmp_path: Path) -> None:
+    token = tmp_path / ".cache" / "huggingface" / "token"
+    assert "HF_TOKEN_PATH" not in cache_variables({}, "/cache", "/local", str(tmp_path))
+    token.parent.mkdir(parents=True)
+    token.touch()
+    found = cache_variables({}, "/cache", "/local", str(tmp_path))
+    assert found["HF_TOKEN_PATH"] == str(token)
+    for name in ("HF_HOME", "HF_TOKEN", "HF_TOKEN_PATH"):
+        chosen = cache_variables({name: "x"}, "/cache", "/local", str(tmp_path))
+        assert "HF_TOKEN_PATH" not in chosen
+
+
+def test_locales_that_images_do_not_have() -> None:
+    assert locale_variables({"LANG": "C.UTF-8", "LC_ALL": "C"}) == {}
+    assert locale_variables({"LANG": "de_DE.UTF-8", "LC_TIME": "C"}) == {
+        "LANG": "C.UTF-8",
+        "LC_TIME": "C.UTF-8",
+    }
