@@ -25,6 +25,7 @@ from _llm.images import build as builder
 from _llm.images.catalog import image_names, load_image, variants_of
 from _llm.images.llama_cpp import cuda_architectures
 from _llm.images.lock import find_uv, lock_image
+from _llm.images.steps import absolute_base
 from _llm.settings import Settings, load_settings
 
 HOME = Path(__file__).resolve().parent.parent.parent
@@ -82,7 +83,8 @@ def make_request(
     return builder.Request(
         containers=HOME / "containers", images=Path(settings.get("container", "image_dir")),
         cache=Path(settings.get("paths", "cache")) / "build",
-        apptainer=setup.ensure_apptainer(), flags=exec_flags(), base=base,
+        apptainer=setup.ensure_apptainer(), flags=exec_flags(),
+        base=absolute_base(base),
         fakeroot=setup.ensure_fakeroot(),
         architectures=tuple(words), mirror=os.environ.get("LLM_DEBIAN_MIRROR", ""),
     )

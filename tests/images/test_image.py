@@ -31,7 +31,8 @@ def run(apptainer: list[str], image: Path, *words: str, **options: object) -> st
 def test_definitions_have_what_users_expect(definition: Path, tmp_path: Path) -> None:
     """Read by Singularity Python's parser, as other tools would; it knows registries' bases only."""
     copy = tmp_path / "image.def"
-    copy.write_text(effective_definition(definition.read_text(), "docker://debian:bookworm-slim"))
+    text = effective_definition(definition.read_text(), "docker://debian:bookworm-slim")
+    copy.write_text(text)
     parser = spython.get_parser("singularity")(str(copy))
     recipe = next(iter(parser.recipe.values()))
     assert recipe.install, "no %post"

@@ -75,8 +75,9 @@ def inputs_of(image: Image, request: Request) -> dict[str, str]:
         parent = digest_of(inputs_of(load_image(request.containers, image.parent), request))
     else:
         parent = request.base or "Debian packages"
-        if os.path.isfile(request.base):
-            parent = f"localimage {sha256_of(Path(request.base))}"
+        file = Path(request.base.split(":", 1)[-1])
+        if request.base and file.is_file():
+            parent = f"file {sha256_of(file)}"
     if is_gpu(image):
         arguments["CUDA_ARCHITECTURES"] = " ".join(request.architectures)
     return image_inputs(image, parent, arguments, request.tools)
@@ -98,16 +99,16 @@ def build(image: Image, request: Request) -> Path:
 
     Its parents are built first. Two builds at once wait for each other; the second finds the image.
     """
-    target = target_of(image, request)
-    link = request.images / f"{image.label}.sif"
-    if target.exists():
-        steps.set_link(target, link)
-        return target
     missing = [str(file) for file in locks_of(image) if not file.exists()]
     if missing:
         raise LLMError(f"image {image.label} can't be built yet: it is not locked",
                        f"missing: {', '.join(missing)}",
                        f"make lock IMAGE={image.name} VARIANT={image.variant}")
+    target = target_of(image, request)
+    link = request.images / f"{image.label}.sif"
+    if target.exists():
+        steps.set_link(target, link)
+        return target
     request.images.mkdir(parents=True, exist_ok=True)
     parent = build(load_image(request.containers, image.parent), request) if image.parent else None
     with only_one(request.images / f".{image.label}.lock"):
@@ -120,7 +121,8 @@ def locks_of(image: Image) -> list[Path]:
     """The locks that an image needs."""
     apt = image.folder / (f"apt-{image.variant}.lock" if image.variant else "apt.lock")
     python = image.folder / f"requirements-{image.variant}.lock"
-    return [apt, python] if image.variant else [apt]
+    compiler = image.folder / "llama.cpp" / f"{image.variant}-compiler.lock"
+    return [apt, *([python] if image.variant else []), *([compiler] if is_gpu(image) else [])]
 
 
 def make(

@@ -100,6 +100,9 @@ def package_environment(
         variables["PIP_INDEX_URL"] = variables["UV_DEFAULT_INDEX"] = settings.index
     if remote:
         variables["PIP_EXTRA_INDEX_URL"] = variables["UV_INDEX"] = " ".join(remote)
+        # pip takes the best version of all indexes; uv left alone stops at the first that knows the
+        # name, and a site's mirror that has an old version hides the new ones.
+        variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if links:
         variables["PIP_FIND_LINKS"] = " ".join(links)
         variables["UV_FIND_LINKS"] = ",".join(links)

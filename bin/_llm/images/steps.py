@@ -127,7 +127,8 @@ def smoke_test(image_file: Path, flags: Sequence[str], env: Mapping[str, str], l
 def effective_definition(text: str, base: str) -> str:
     """Return a definition with its header replaced by another base, "" for its own.
 
-    base: `docker://NAME:TAG`, `oci-archive:FILE`, or the path of an image file or folder.
+    base: `docker://NAME:TAG`, `oci-archive:FILE`, or the path of an image file or folder; see
+    absolute_base for paths that are relative.
     """
     if not base:
         return text
@@ -135,9 +136,17 @@ def effective_definition(text: str, base: str) -> str:
     first = next(number for number, line in enumerate(lines) if line.startswith("%"))
     agent, _, source = base.partition(":")
     if not source or os.path.exists(base):
-        agent, source = "localimage", os.path.abspath(base)
+        agent, source = "localimage", base
     header = [f"Bootstrap: {agent}", f"From: {source.removeprefix('//')}", ""]
     return "\n".join([*header, *lines[first:]]) + "\n"
+
+
+def absolute_base(base: str) -> str:
+    """Return BASE with its path, if it has one, made absolute: builds run in another folder."""
+    if os.path.exists(base):
+        return os.path.abspath(base)
+    agent, colon, source = base.partition(":")
+    return f"{agent}:{os.path.abspath(source)}" if colon and os.path.exists(source) else base
 
 
 def publish(part: Path, target: Path, link: Path) -> None:

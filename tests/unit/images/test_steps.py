@@ -13,18 +13,31 @@ import pytest
 
 from _llm.errors import LLMError
 from _llm.images.llama_cpp import compile_key, cuda_architectures
-from _llm.images.steps import Log, effective_definition, publish, set_link, stop_group
+from _llm.images.steps import (
+    Log,
+    absolute_base,
+    effective_definition,
+    publish,
+    set_link,
+    stop_group,
+)
 
 DEFINITION = "Bootstrap: debootstrap\nMirrorURL: {{ MIRROR }}\n\n%post\n    true\n"
 
 
-def test_another_base_replaces_only_the_header(tmp_path: Path) -> None:
+def test_another_base_replaces_only_the_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert effective_definition(DEFINITION, "") == DEFINITION
     text = effective_definition(DEFINITION, "docker://debian:bookworm-slim")
     assert text.startswith("Bootstrap: docker\nFrom: debian:bookworm-slim\n\n%post\n    true\n")
+    assert absolute_base("docker://debian:12") == "docker://debian:12" and absolute_base("") == ""
     local = tmp_path / "my base.sif"
     local.write_text("")
     assert f"Bootstrap: localimage\nFrom: {local}\n" in effective_definition(DEFINITION, str(local))
+    monkeypatch.chdir(tmp_path)
+    assert absolute_base("my base.sif") == str(local)
+    assert absolute_base("oci-archive:my base.sif") == f"oci-archive:{local}"
     archive = effective_definition(DEFINITION, "oci-archive:/data/base.tar")
     assert archive.startswith("Bootstrap: oci-archive\nFrom: /data/base.tar\n")
 
