@@ -1,0 +1,387 @@
+"""Generate text with a transformers model: one prompt, a file of prompts, or a conversation.
+
+    llm-run python recipes/inference/generate.py --model FOLDER --prompt "My favourite condiment is"
+    llm-run python recipes/inference/generate.py --model FOLDER --prompts questions.jsonl \\
+        --output answers.jsonl
+    llm-run python recipes/inference/generate.py --model FOLDER --chat
+
+Prompts: a text file (one a line), JSON Lines ({"id", "prompt"} or {"id", "messages"}), or `-` for
+standard input. Answers: JSON Lines with id, sample, prompt, completion, prompt_tokens,
+completion_tokens (the stop token counts), finish_reason (stop or length). The same command again
+continues a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llm_recipes.cli import Terminated, run_recipe
+from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.generation_options import option_faults
+
+if TYPE_CHECKING:
+    import torch
+
+    from llm_recipes.answers import Answers, Key, PrintedAnswers
+    from llm_recipes.decoding import Completion, Decoder, Request
+    from llm_recipes.device import Peak
+    from llm_recipes.model_folder import ModelFolder
+    from llm_recipes.models import LoadedModel, ModelSize
+    from llm_recipes.prompts import Prompt
+
+STEPS_WORTH_COMPILING = 2000  # compiling an 8B model takes about as long as it saves by then
+# Settings that change no answer beyond rounding: a run may be continued with others.
+FREE_TO_CHANGE = frozenset(
+    {"model", "adapter", "prompt", "prompts", "chat", "output", "overwrite", "stream", "dtype"}
+    | {"device", "batch_size", "compile", "measure_peak", "trust_remote_code"}
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked command line: what runs where. settings: the options by name."""
+
+    settings: dict[str, Any]
+    folder: ModelFolder
+    adapter: Path | None
+    device: torch.device
+    precision: torch.dtype
+
+
+def generate(
+    model: str,
+    adapter: str | None = None,
+    prompt: list[str] | None = None,
+    prompts: str | None = None,
+    chat: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    samples: int = 1,
+    stop: list[str] | None = None,
+    ignore_eos: bool = False,
+    prompt_style: Literal["auto", "raw", "chat", "alpaca"] = "auto",
+    system: str | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    stream: bool | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    measure_peak: bool = False,
+    trust_remote_code: bool = False,
+) -> int:
+    """Generate text with a transformers model: a prompt, a file of prompts, or a conversation.
+
+    Args:
+        model: Model folder, or a hub's name (OWNER/NAME).
+        adapter: PEFT adapter (folder or hub's name), merged into the model; null: none.
+        prompt: A prompt; repeat the option for several.
+        prompts: File of prompts: text (one a line), .jsonl, or - for standard input.
+        chat: Hold a conversation at the terminal.
+        output: File for the answers (JSON Lines), resumable; null: standard output.
+        overwrite: Start anew although the output is there.
+        max_new_tokens: Tokens a completion at most.
+        temperature: 0 takes the likeliest token each time; 1 samples as the model says.
+        top_p: Sample from the likeliest tokens that hold this share of the probability; 1 is off.
+        top_k: Sample from so many likeliest tokens; 0 is off.
+        repetition_penalty: Above 1 makes tokens that were there already less likely; 1 is off.
+        seed: Of the sampling noise.
+        samples: Completions a prompt.
+        stop: Text that ends a completion and is cut off; repeat the option for several.
+        ignore_eos: Go on after the model's end token, up to the limit (for measurements).
+        prompt_style: raw text, the model's chat template, or alpaca's instruction form; auto: the
+            chat template if the model has one.
+        system: System message for chats that have none.
+        batch_size: Prompts at once; auto: what fits into memory.
+        stream: Show text while it is generated; null: for a single prompt on a terminal.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: Precision; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.
+        compile: CUDA graphs; auto: on a GPU when the run is long enough.
+        measure_peak: Measure bandwidth and FLOP/s first, for MBU and MFU (seconds).
+        trust_remote_code: Run Python code that the model brings along, with your rights.
+    """
+    settings = dict(locals())
+    raise_all(option_faults(settings))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from llm_recipes import device as devices
+    from llm_recipes.model_folder import find_adapter, find_model
+    from llm_recipes.prompts import read_prompts
+
+    asked = [] if chat else read_prompts(prompt, prompts)
+    folder = find_model(model)
+    adapter_folder = find_adapter(adapter) if adapter else None
+    where = devices.choose_device(device)
+    precision = devices.choose_dtype(dtype, where)
+    devices.use_granted_cpus()
+    plan = Plan(settings, folder, adapter_folder, where, precision)
+    return hold_chat(plan) if chat else answer_prompts(plan, asked)
+
+
+def hold_chat(plan: Plan) -> int:
+    """A conversation at the terminal."""
+    from llm_recipes.chat import converse
+
+    loaded = load(plan)
+    decoder = make_decoder(plan, loaded, completions=0)
+    style, system = plan.settings["prompt_style"], plan.settings["system"]
+    return converse(decoder, loaded.tokenizer, style, system)
+
+
+def answer_prompts(plan: Plan, asked: Sequence[Prompt]) -> int:
+    """Answer every prompt that has no answer yet; leaves a run record beside the output."""
+    from llm_recipes.answers import PrintedAnswers, open_answers
+    from llm_recipes.device import device_name
+    from llm_recipes.prompts import digest
+    from llm_recipes.record import read_record, record_path, start_record
+
+    settings = plan.settings
+    output: Path | None = settings["output"]
+    order = [(p.key, sample) for p in asked for sample in range(settings["samples"])]
+    record = start_record("inference/generate", settings, device_name(plan.device))
+    record["data"] = {"path": settings["prompts"], "digest": digest(asked), "rows": len(asked)}
+    record["made_with"] = made_with(plan, record["data"]["digest"])
+    if output is None:
+        printed = PrintedAnswers(order)
+        return fill(plan, asked, order, printed, record, None)
+    output = output.expanduser()
+    earlier = read_record(record_path(output))
+    contents = {p.key: p.content for p in asked}
+    with open_answers(
+        output, record["made_with"], contents, earlier, settings["overwrite"]
+    ) as answers:
+        if all(key in answers.done for key in order) and output.exists():
+            say(f"nothing to do: {output} has all {len(order)} answers")
+            return 0
+        return fill(plan, asked, order, answers, record, record_path(output))
+
+
+def fill(
+    plan: Plan,
+    asked: Sequence[Prompt],
+    order: Sequence[Key],
+    answers: Answers | PrintedAnswers,
+    record: dict[str, Any],
+    record_file: Path | None,
+) -> int:
+    """Make the missing answers; whatever ends this, what was reached is kept and recorded."""
+    from llm_recipes.device import peak_memory_bytes
+    from llm_recipes.models import measure_size
+    from llm_recipes.summary import describe, generation_metrics
+
+    missing = [key for key in order if key not in answers.done]
+    status = "failed"
+    try:
+        if not missing:  # a run was stopped between its last answer and the final file
+            record["output_digest"] = answers.finish(order)
+            status = "complete"
+            return 0
+        peak = peak_of(plan)
+        loaded = load(plan)
+        decoder = make_decoder(plan, loaded, completions=len(missing))
+        requests = make_requests(plan, asked, missing, loaded, decoder)
+        size = measure_size(loaded.model)
+        try:
+            complete(plan, asked, requests, decoder, size, answers)
+        finally:
+            memory = peak_memory_bytes(plan.device)
+            record["metrics"] = generation_metrics(loaded, size, decoder.work, peak, memory)
+            record["model"] = describe_model(plan, loaded, size)
+        record["output_digest"] = answers.finish(order)
+        status = "complete"
+        say(describe(record["metrics"]))
+    except (KeyboardInterrupt, Terminated):
+        status = "interrupted"
+        if record_file is not None:
+            say(f"{len(answers.done)} of {len(order)} answers are kept: the same command goes on")
+        raise
+    finally:
+        record["metrics"]["answers"] = len(answers.done)
+        if record_file is not None:
+            keep_record(record_file, record, status)
+    return 0
+
+
+def keep_record(path: Path, record: dict[str, Any], status: str) -> None:
+    """Write the run record; the error that ended a run must not be hidden by another one here."""
+    from llm_recipes.record import write_record
+
+    try:
+        write_record(path, record, status)
+    except LLMError as fault:
+        if status == "complete":
+            raise
+        say(str(fault))
+
+
+def made_with(plan: Plan, prompts_digest: str) -> dict[str, Any]:
+    """All that an answer depends on: a file of answers is continued only under the same."""
+    from llm_recipes.device import dtype_name
+    from llm_recipes.model_folder import folder_digest
+
+    chosen = {k: v for k, v in plan.settings.items() if k not in FREE_TO_CHANGE}
+    return {
+        **chosen,
+        "model": folder_digest(plan.folder.path),
+        "adapter": None if plan.adapter is None else folder_digest(plan.adapter),
+        "dtype": dtype_name(plan.precision),
+        "prompts": prompts_digest,
+    }
+
+
+def peak_of(plan: Plan) -> Peak:
+    """The device's limits, measured if asked for (before the model takes its memory)."""
+    from llm_recipes.device import known_peak, measure_peak
+
+    if plan.settings["measure_peak"]:
+        return measure_peak(plan.device, plan.precision)
+    return known_peak(plan.device)
+
+
+def load(plan: Plan) -> LoadedModel:
+    """The model and tokenizer on the device."""
+    from llm_recipes.models import load_model
+
+    say(f"loading {plan.folder.path} ({plan.folder.bytes / 1e9:.3g} GB) on {plan.device}")
+    trust = plan.settings["trust_remote_code"]
+    return load_model(plan.folder, plan.adapter, plan.device, plan.precision, trust)
+
+
+def make_decoder(plan: Plan, loaded: LoadedModel, completions: int) -> Decoder:
+    """What completes batches, with the command line's limits and sampling."""
+    from llm_recipes.decoding import Decoder, DecodeSettings
+    from llm_recipes.models import context_length, stop_token_ids
+    from llm_recipes.running_batch import takes_ready_mask
+    from llm_recipes.sampling import Sampling
+
+    o = plan.settings
+    rows = 64 if o["batch_size"] == "auto" else o["batch_size"]
+    steps = o["max_new_tokens"] * -(-completions // rows)
+    compiled = o["compile"] == "on" or (
+        o["compile"] == "auto" and plan.device.type == "cuda" and steps >= STEPS_WORTH_COMPILING
+    )
+    if compiled and not takes_ready_mask(loaded.model.config, longest=1):
+        say(f"--compile has no effect on {loaded.model.config.model_type} models")
+    ends = stop_token_ids(loaded.model, loaded.tokenizer)
+    settings = DecodeSettings(
+        max_new_tokens=o["max_new_tokens"],
+        sampling=Sampling(
+            o["temperature"], o["top_p"], o["top_k"], o["repetition_penalty"], o["seed"]
+        ),
+        stop=tuple(o["stop"] or ()),
+        stop_token_ids=frozenset() if o["ignore_eos"] else ends,
+        context=context_length(loaded.model),
+        compiled=compiled,
+    )
+    return Decoder(loaded.model, loaded.tokenizer, settings)
+
+
+def make_requests(
+    plan: Plan,
+    asked: Sequence[Prompt],
+    missing: Sequence[Key],
+    loaded: LoadedModel,
+    decoder: Decoder,
+) -> list[Request]:
+    """Token ids of each missing answer's prompt; all prompts that are too long at once."""
+    from llm_recipes.decoding import Request
+    from llm_recipes.prompts import render
+
+    style, system = plan.settings["prompt_style"], plan.settings["system"]
+    wanted = {key for key, _ in missing}
+    ids = {
+        p.key: tuple(render(p, loaded.tokenizer, style, system)) for p in asked if p.key in wanted
+    }
+    context = decoder.settings.context
+    faults = [
+        LLMError(
+            f"prompt {p.id!r}{f' ({p.where})' if p.where else ''} is too long",
+            f"it has {len(ids[p.key])} tokens, and the model can see {context} with the answer",
+            "shorten it",
+        )
+        for p in asked
+        if p.key in wanted and context is not None and len(ids[p.key]) >= context
+    ]
+    raise_all(faults)
+    return [Request(key, sample, ids[key]) for key, sample in missing]
+
+
+def complete(
+    plan: Plan,
+    asked: Sequence[Prompt],
+    requests: Sequence[Request],
+    decoder: Decoder,
+    size: ModelSize,
+    answers: Answers | PrintedAnswers,
+) -> None:
+    """Run the requests and hand over each answer as it ends; a single prompt may be streamed."""
+    from llm_recipes.batching import complete_all
+    from llm_recipes.progress import Progress
+
+    stream = plan.settings["stream"]
+    if stream is None:
+        stream = plan.settings["output"] is None and sys.stdout.isatty() and len(requests) == 1
+    if stream:
+        stream_texts(requests, decoder)
+        return
+    prompts = {p.key: p for p in asked}
+    chosen = plan.settings["batch_size"]
+    limit = None if chosen == "auto" else int(chosen)
+    done = len(answers.done)
+    with Progress("generate", done + len(requests), "answers", done) as progress:
+        for completion in complete_all(decoder, requests, size, limit):
+            answers.append(as_answer(prompts[completion.request.prompt_id], completion))
+            progress.advance()
+
+
+def stream_texts(requests: Sequence[Request], decoder: Decoder) -> None:
+    """Show completions while they are generated, one after the other."""
+    for request in requests:
+        for _ in decoder.complete([request], on_text=lambda t: print(t, end="", flush=True)):
+            print(flush=True)
+
+
+def as_answer(prompt: Prompt, completion: Completion) -> dict[str, Any]:
+    """The line of JSON for a completion."""
+    return {
+        "id": prompt.id,
+        "sample": completion.request.sample,
+        "prompt": prompt.content,
+        "completion": completion.text,
+        "prompt_tokens": len(completion.request.token_ids),
+        "completion_tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def describe_model(plan: Plan, loaded: LoadedModel, size: ModelSize) -> dict[str, Any]:
+    """The run record's part about the model."""
+    from llm_recipes.device import dtype_name
+    from llm_recipes.model_folder import folder_digest
+
+    return {
+        "path": str(plan.folder.path),
+        "adapter": None if plan.adapter is None else str(plan.adapter),
+        "architecture": type(loaded.model).__name__,
+        "parameters": size.parameters,
+        "dtype": dtype_name(loaded.model.dtype),
+        "digest": folder_digest(plan.folder.path),
+    }
+
+
+def say(text: str) -> None:
+    """Tell the user something; standard output is for answers only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_recipe(generate)

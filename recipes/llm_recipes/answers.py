@@ -1,0 +1,245 @@
+"""The file of answers: JSON Lines that grow while a run goes on and survive whatever ends it.
+
+While a run goes on, answers are appended to `NAME.partial` (its first line says which settings
+made them); once all are there, they are sorted into the prompts' order and renamed to `NAME`. The
+same command continues a partial file; other settings are refused, with what differs.
+
+    from llm_recipes.answers import open_answers
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from llm_recipes.errors import LLMError
+from llm_recipes.files import write_fault, write_text
+
+HEADER = "made_with"
+Key = tuple[str, int]  # the prompt's id as JSON, and the sample's number
+
+
+def answer_key(answer: Mapping[str, Any]) -> Key:
+    """Which completion an answer is."""
+    return json.dumps(answer["id"]), int(answer["sample"])
+
+
+class Answers:
+    """An open file of answers. `done` holds what earlier runs have written."""
+
+    def __init__(self, path: Path, partial: Path, file: FileIO, done: dict[Key, Any]) -> None:
+        self.path = path
+        self.partial = partial
+        self.done = done
+        self._file = file
+
+    def append(self, answer: Mapping[str, Any]) -> None:
+        """Write one answer; it is in the file when this returns.
+
+        Raises:
+            LLMError: If the disk is full or the file cannot be written; what was written is kept.
+        """
+        line = (json.dumps(answer, ensure_ascii=False) + "\n").encode()
+        _write_all(self._file, line, self.partial)
+        self.done[answer_key(answer)] = answer
+
+    def finish(self, order: Sequence[Key]) -> str:
+        """Write all answers in this order to the final name; the SHA-256 of the file.
+
+        The partial file goes away.
+        """
+        lines = [json.dumps(self.done[key], ensure_ascii=False) + "\n" for key in order]
+        write_text(self.path, "".join(lines))
+        self.partial.unlink(missing_ok=True)
+        return sha256("".join(lines).encode()).hexdigest()
+
+
+class PrintedAnswers:
+    """Answers that go to standard output, in order, each as soon as those before it are there."""
+
+    def __init__(self, order: Sequence[Key]) -> None:
+        self.done: dict[Key, Any] = {}
+        self._waiting = list(reversed(order))
+
+    def append(self, answer: Mapping[str, Any]) -> None:
+        """Print what can be printed now."""
+        self.done[answer_key(answer)] = answer
+        while self._waiting and self._waiting[-1] in self.done:
+            key = self._waiting.pop()
+            print(json.dumps(self.done[key], ensure_ascii=False), flush=True)
+
+    def finish(self, order: Sequence[Key]) -> None:
+        """Print what is left: after an interruption there are gaps."""
+        for key in order:
+            if key in self._waiting and key in self.done:
+                print(json.dumps(self.done[key], ensure_ascii=False), flush=True)
+        self._waiting.clear()
+
+
+@contextlib.contextmanager
+def open_answers(
+    path: Path,
+    made_with: Mapping[str, Any],
+    contents: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
+    overwrite: bool,
+) -> Iterator[Answers]:
+    """Open a file of answers for appending; an earlier, unfinished one is continued.
+
+    Args:
+        path: The final name.
+        made_with: Every setting that an answer depends on.
+        contents: Each prompt's content by its key.
+        record: The run record of the finished file that may be there, with its `made_with` and
+            `output_digest`.
+        overwrite: Replace what other settings made; the old file stays until the new one is
+            complete, and an unfinished file of the same settings is continued.
+
+    Raises:
+        LLMError: If other settings or prompts made what is there, another process writes it, or
+            it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    done: dict[Key, Any] = {}
+    if path.is_dir():
+        raise LLMError(f"{path} is a folder", fix=f"name a file: --output {path}/answers.jsonl")
+    if path.exists() and not overwrite:
+        done = _read_finished(path, made_with, contents, record)
+    with _open_locked(partial) as file:
+        header, rows = _read_partial(file)
+        if header is not None and not (overwrite and header != made_with):
+            _refuse_differences(partial, header, made_with, rows, contents)
+            done.update({answer_key(row): row for row in rows})
+        else:
+            _write_header(file, partial, made_with)
+        answers = Answers(path, partial, file, done)
+        try:
+            yield answers
+        finally:
+            with contextlib.suppress(OSError):
+                os.fsync(file.fileno())
+            if not answers.done:
+                partial.unlink(missing_ok=True)
+
+
+def _read_finished(
+    path: Path,
+    made_with: Mapping[str, Any],
+    contents: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
+) -> dict[Key, Any]:
+    data = path.read_bytes()
+    if record is None or record.get("output_digest") != sha256(data).hexdigest():
+        why = "no run record beside it says which settings made it as it is now"
+        raise LLMError(f"{path} is there already", why, "choose another --output, or --overwrite")
+    rows = _parse(data)
+    _refuse_differences(path, record["made_with"], made_with, rows, contents)
+    return {answer_key(row): row for row in rows}
+
+
+@contextlib.contextmanager
+def _open_locked(partial: Path) -> Iterator[FileIO]:
+    try:
+        file = open(partial, "a+b", buffering=0)  # noqa: SIM115 - closed below, after its errors
+    except OSError as error:
+        raise write_fault(partial, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network file systems know no locks; only a taken lock is a reason to stop.
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                fix = "wait for it, or choose another --output"
+                raise LLMError(f"another process is writing {partial}", fix=fix) from None
+        yield file
+
+
+def _read_partial(file: FileIO) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Header and answers; a torn last line, left by a kill, is cut off: it will be made again."""
+    file.seek(0)
+    data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    rows = _parse(whole)
+    if len(whole) < len(data):
+        rest = _parse(data[len(whole) :])
+        if rest:  # only the end of the line was missing
+            file.write(b"\n")
+            rows += rest
+        else:
+            file.truncate(len(whole))
+    file.seek(0, os.SEEK_END)
+    if rows and HEADER in rows[0]:
+        return rows[0][HEADER], [row for row in rows[1:] if "id" in row and "sample" in row]
+    return None, []
+
+
+def _parse(data: bytes) -> list[dict[str, Any]]:
+    rows = []
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a line damaged by a crash of the machine: made again
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _write_header(file: FileIO, partial: Path, made_with: Mapping[str, Any]) -> None:
+    file.truncate(0)
+    _write_all(file, (json.dumps({HEADER: made_with}, ensure_ascii=False) + "\n").encode(), partial)
+
+
+def _write_all(file: FileIO, line: bytes, path: Path) -> None:
+    """Append a whole line or nothing: a full disk takes a part of it first."""
+    start = file.seek(0, os.SEEK_END)
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.truncate(start)
+        raise write_fault(path, error) from error
+
+
+def _refuse_differences(
+    path: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    contents: Mapping[str, Any],
+) -> None:
+    differences = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and key != "prompts"
+    ]
+    if before.get("prompts") != now.get("prompts"):
+        differences.append(_prompt_difference(rows, contents))
+    if differences:
+        raise LLMError(
+            f"{path} was made with other settings or prompts",
+            "\n".join(differences),
+            "give the old settings to continue it, choose another --output, or --overwrite",
+        )
+
+
+def _prompt_difference(rows: Sequence[Mapping[str, Any]], contents: Mapping[str, Any]) -> str:
+    answered = {json.dumps(row["id"]): row.get("prompt") for row in rows}
+    changed = [key for key in answered if key in contents and contents[key] != answered[key]]
+    gone = [key for key in answered if key not in contents]
+    parts = [
+        f"{name}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}"
+        for name, keys in (("changed", changed), ("missing", gone))
+        if keys
+    ]
+    return f"the prompts differ ({'; '.join(parts) or 'others were added or reordered'})"

@@ -1,0 +1,44 @@
+"""Write files so that nothing half-written is ever seen and nothing written is lost.
+
+from llm_recipes.files import write_text
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from llm_recipes.errors import LLMError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file: written to a temporary name in the same folder, flushed, renamed.
+
+    Raises:
+        LLMError: If the folder cannot be written or is full; an existing file is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_fault(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_fault(path: Path, error: OSError) -> LLMError:
+    """What it means for a user that writing this path failed."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = f"free space in {path.parent} (df -h, quota) and give the same command again"
+        return LLMError(f"no space left to write {path}", reason, fix)
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return LLMError(
+            f"cannot write {path}", "its folder does not exist", f"mkdir -p {path.parent}"
+        )
+    return LLMError(f"cannot write {path}", reason, "choose another place with --output")

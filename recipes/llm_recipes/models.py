@@ -1,0 +1,162 @@
+"""Find, check and load a model: a folder or a hub's name, an adapter, its tokenizer.
+
+from llm_recipes.models import find_model, load_model
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_recipes.errors import LLMError
+from llm_recipes.kv_cache import cache_bytes
+from llm_recipes.model_folder import ModelFolder, first_line
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run. load_s: seconds; weights read from disk included."""
+
+    model: Any
+    tokenizer: Any
+    folder: ModelFolder
+    load_s: float
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model costs, taken from the loaded model itself, so for every architecture.
+
+    parameters: all. matmul_parameters: those every token is multiplied with, the output head
+    included, input embeddings not. head_parameters: the output head. weight_bytes: read a step.
+    kv_bytes_per_token: cache. attention_width: layers x heads x head size.
+    """
+
+    parameters: int
+    matmul_parameters: int
+    head_parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    attention_width: int
+    vocabulary: int
+    hidden_size: int
+
+    def flops(self, tokens: int, attended: int) -> float:
+        """2 a matmul parameter and token, 4 a unit of attention width and attended token."""
+        return 2.0 * self.matmul_parameters * tokens + 4.0 * self.attention_width * attended
+
+
+def load_model(
+    folder: ModelFolder,
+    adapter: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+) -> LoadedModel:
+    """Load model and tokenizer; an adapter is merged into the weights, so it costs nothing a token.
+
+    Raises:
+        LLMError: If the files do not make a model this library knows.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        _import_architecture(folder.path, trust_remote_code)
+        start = time.perf_counter()
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.path,
+            dtype=dtype,
+            device_map={"": device},
+            trust_remote_code=trust_remote_code,
+            weights_only=True,
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            fix = "use a larger GPU, a quantized model, or --device cpu"
+            raise LLMError(
+                "the model does not fit into the GPU's memory", str(error), fix
+            ) from None
+        raise _load_fault(folder.path, error) from error
+    model.requires_grad_(False)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return LoadedModel(model, tokenizer, folder, time.perf_counter() - start)
+
+
+def _import_architecture(folder: Path, trust_remote_code: bool) -> None:
+    # transformers imports a model's code when it is first asked for: seconds that are not loading.
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def measure_size(model: Any) -> ModelSize:
+    """Sizes from the loaded parameters and from the cache of one token."""
+    head = model.get_output_embeddings()
+    head_weight = None if head is None else head.weight
+    embeddings = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding) and module.weight is not head_weight
+    }
+    everything = list(model.parameters())
+    read = [weight for weight in everything if id(weight) not in embeddings]
+    config = model.config.get_text_config()
+    with torch.inference_mode():
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        cache = model(input_ids=token, use_cache=True).past_key_values
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelSize(
+        parameters=sum(weight.numel() for weight in everything),
+        matmul_parameters=sum(weight.numel() for weight in read if weight.dim() > 1),
+        head_parameters=0 if head_weight is None else head_weight.numel(),
+        weight_bytes=sum(weight.numel() * weight.element_size() for weight in read),
+        kv_bytes_per_token=cache_bytes(cache),
+        attention_width=config.num_hidden_layers * heads * head_size,
+        vocabulary=config.vocab_size,
+        hidden_size=config.hidden_size,
+    )
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a text: the generation settings' (an end of turn too) and the tokenizer's."""
+    ids: set[int] = set()
+    for known in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        ids |= set(known) if isinstance(known, Sequence) else {known}
+    return frozenset(i for i in ids if isinstance(i, int))
+
+
+def context_length(model: Any) -> int | None:
+    """Tokens that the model can see, None if its configuration names no limit."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return None
+
+
+def _load_fault(folder: Path, error: Exception) -> LLMError:
+    reason = first_line(error)
+    if "trust_remote_code" in str(error):
+        why = "it brings Python code of its own, which would run with your rights"
+        fix = "read that code; if you trust it: --trust-remote-code true"
+        return LLMError(f"{folder} is no model that transformers knows by itself", why, fix)
+    return LLMError(
+        f"cannot load the model in {folder}", reason, "see that all its files belong together"
+    )

@@ -1,0 +1,257 @@
+"""Prompts: where they come from, and how they become token ids, the same in every recipe.
+
+Text files hold one prompt a line; JSON Lines hold `{"id": …, "prompt": "…"}` or
+`{"id": …, "messages": [{"role": "user", "content": "…"}]}`; without an id the line's number is it.
+
+    from llm_recipes.prompts import read_prompts, render
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_recipes.errors import LLMError, raise_all
+
+Style = Literal["auto", "raw", "chat", "alpaca"]
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
+MOST_FAULTS_SHOWN = 10
+# Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca, the form without an input.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as it was given: a text, or a chat's messages.
+
+    id: a string or a whole number. where: file and line, for messages to the user.
+    """
+
+    id: str | int
+    text: str | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    where: str = ""
+
+    @property
+    def key(self) -> str:
+        """The id as JSON: 1 and "1" are two ids."""
+        return json.dumps(self.id)
+
+    @property
+    def content(self) -> str | list[dict[str, str]]:
+        """What an answer repeats of its prompt."""
+        return list(self.messages) if self.messages is not None else self.text or ""
+
+
+def read_prompts(texts: Sequence[str] | None, source: str | None) -> list[Prompt]:
+    """Prompts from the command line, or from a file or standard input (`-`).
+
+    Raises:
+        LLMError, ExceptionGroup: No prompts; an unreadable file; every bad line by its number.
+    """
+    if source is None:
+        prompts = [Prompt(number, text=text) for number, text in enumerate(texts or [], start=1)]
+        raise_all(
+            [_empty(f"--prompt number {p.id}") for p in prompts if not (p.text or "").strip()]
+        )
+        return prompts
+    name = "standard input" if source == "-" else source
+    data = _read_bytes(source)
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    first = next((line for line in lines if line.strip()), b"")
+    is_json = source.lower().endswith(JSON_LINES_SUFFIXES) or (
+        source == "-" and first.lstrip().startswith(b"{")
+    )
+    prompts, faults = _parse_lines(lines, name, is_json)
+    _raise_some(faults)
+    if not prompts:
+        fix = (
+            'one prompt a line, or JSON Lines such as {"id": 1, "prompt": "Hello"} in a .jsonl file'
+        )
+        raise LLMError(f"{name} holds no prompts", "it is empty", fix)
+    return prompts
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 over ids and contents, in their order."""
+    found = hashlib.sha256()
+    for prompt in prompts:
+        found.update(json.dumps([prompt.id, prompt.content]).encode())
+    return found.hexdigest()
+
+
+def choose_style(style: Style, tokenizer: Any) -> Style:
+    """What `auto` means for a model: its chat template if it has one, else raw text."""
+    if style != "auto":
+        return style
+    return "chat" if getattr(tokenizer, "chat_template", None) else "raw"
+
+
+def render(prompt: Prompt, tokenizer: Any, style: Style, system: str | None = None) -> list[int]:
+    """Token ids of a prompt, with exactly one BOS if the model's tokenizer uses one.
+
+    Args:
+        prompt: Text or messages.
+        tokenizer: The model's.
+        style: auto, raw, chat or alpaca.
+        system: A system message in front of a chat that has none.
+
+    Raises:
+        LLMError: If the prompt does not fit the style, or the style the model.
+    """
+    chosen = choose_style(style, tokenizer)
+    if chosen == "chat":
+        return _with_one_bos(_chat_text(prompt, tokenizer, system), tokenizer)
+    text = prompt.text or "" if prompt.messages is None else _only_user_text(prompt, chosen)
+    if chosen == "alpaca":
+        text = ALPACA.format(instruction=text)
+    while tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+        text = text[len(tokenizer.bos_token) :]
+    return _with_one_bos(text, tokenizer)
+
+
+def _with_one_bos(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    # What the tokenizer puts in front by itself; what it would put behind must not end a prompt.
+    framed: list[int] = tokenizer("a")["input_ids"]
+    if bos is None or framed[:1] != [bos]:
+        return ids
+    while ids[:1] == [bos]:  # written by the chat template
+        ids = ids[1:]
+    return [bos, *ids]
+
+
+def _chat_text(prompt: Prompt, tokenizer: Any, system: str | None) -> str:
+    messages = list(prompt.messages or ({"role": "user", "content": prompt.text or ""},))
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    if not getattr(tokenizer, "chat_template", None):
+        why = "its tokenizer has no chat template: it is a base model"
+        raise LLMError("the model knows no chat", why, "use prompts of plain text, or a chat model")
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates raise what they like for roles they do not allow
+        what = f"prompt {prompt.id!r} does not fit the model's chat template"
+        raise LLMError(what, str(error), "look at the roles and their order") from None
+    return rendered
+
+
+def _only_user_text(prompt: Prompt, style: str) -> str:
+    messages = prompt.messages or ()
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    what = f"prompt {prompt.id!r} is a chat, which the style {style!r} cannot show"
+    raise LLMError(
+        what, "only a single user message fits", "use --prompt-style chat and a chat model"
+    )
+
+
+def _read_bytes(source: str) -> bytes:
+    try:
+        if source == "-":
+            return sys.stdin.buffer.read()
+        return Path(source).expanduser().read_bytes()
+    except OSError as error:
+        raise LLMError(
+            f"cannot read prompts from {source}",
+            error.strerror or str(error),
+            "--prompts takes a text file, a .jsonl file, or - for standard input",
+        ) from None
+
+
+def _parse_lines(
+    lines: Sequence[bytes], name: str, is_json: bool
+) -> tuple[list[Prompt], list[LLMError]]:
+    prompts: list[Prompt] = []
+    faults: list[LLMError] = []
+    first_line: dict[str, int] = {}
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            text = raw.decode("utf-8").rstrip("\r")
+            prompt = (
+                _from_json(text, number, where) if is_json else Prompt(number, text, None, where)
+            )
+        except UnicodeDecodeError as error:
+            fix = "convert the file: iconv -f latin1 -t utf-8"
+            faults.append(LLMError(f"{where} is not UTF-8", f"byte {error.start + 1}", fix))
+            continue
+        except LLMError as fault:
+            faults.append(fault)
+            continue
+        if prompt.key in first_line:
+            why = f"line {first_line[prompt.key]} has it already"
+            faults.append(LLMError(f"{where}: id {prompt.key} is used twice", why))
+        first_line.setdefault(prompt.key, number)
+        prompts.append(prompt)
+    return prompts, faults
+
+
+def _from_json(text: str, number: int, where: str) -> Prompt:
+    example = 'expected {"id": 1, "prompt": "Hello"}'
+    try:
+        row = json.loads(text)
+        text.encode("utf-8")
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise LLMError(f"{where} holds half of a UTF-16 surrogate pair", example) from None
+    except (ValueError, RecursionError) as error:
+        raise LLMError(f"{where} is not JSON", f"{error}; {example}") from None
+    if not isinstance(row, dict):
+        raise LLMError(f"{where} is no JSON object", example)
+    known = row.get("id", number)
+    if isinstance(known, bool) or not isinstance(known, (str, int)):
+        raise LLMError(f"{where}: id {known!r} is not valid", "expected a string or a whole number")
+    if ("prompt" in row) == ("messages" in row):
+        raise LLMError(
+            f"{where} needs either prompt or messages", f"it has {sorted(row)}; {example}"
+        )
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str):
+            raise LLMError(f"{where}: prompt is not a text", example)
+        if not row["prompt"].strip():
+            raise _empty(f"the prompt in {where}")
+        return Prompt(known, row["prompt"], None, where)
+    return Prompt(known, None, _checked_messages(row["messages"], where), where)
+
+
+def _checked_messages(messages: object, where: str) -> tuple[dict[str, str], ...]:
+    valid = (
+        isinstance(messages, list)
+        and messages
+        and all(
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+            for m in messages
+        )
+    )
+    if not valid:
+        why = 'expected a list such as [{"role": "user", "content": "Hello"}]'
+        raise LLMError(f"{where}: messages are not valid", why)
+    assert isinstance(messages, list)
+    return tuple({"role": m["role"], "content": m["content"]} for m in messages)
+
+
+def _empty(what: str) -> LLMError:
+    return LLMError(f"{what} is empty", fix="remove it, or give it a text")
+
+
+def _raise_some(faults: Sequence[LLMError]) -> None:
+    shown = list(faults[:MOST_FAULTS_SHOWN])
+    if len(faults) > MOST_FAULTS_SHOWN:
+        shown.append(LLMError(f"and {len(faults) - MOST_FAULTS_SHOWN} more bad lines"))
+    raise_all(shown)

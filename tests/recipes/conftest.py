@@ -1,0 +1,110 @@
+"""Models of a few thousand random parameters, made once a session, without a network."""
+
+from __future__ import annotations
+
+import io
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+sys.path.insert(0, str(RECIPES))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
+
+VOCABULARY = 512
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + m['role']) }}{% endif %}"
+    "{{ '<' + m['role'] + '>' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def make_model(folder: Path, chat: bool = True, **changes: object) -> Path:
+    """A random Llama with a SentencePiece tokenizer in a folder; the same weights each time."""
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.2,
+        **changes,
+    }
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
+    writer = io.BytesIO()
+    text = "\n".join(list(pydoc_data.topics.topics.values())[:40])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.splitlines()),
+        model_writer=writer,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(writer.getvalue())
+    tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete chat model; its path has what paths should not have."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny's; model ü")
+
+
+@pytest.fixture(scope="session")
+def generate() -> Run:
+    """Run generate.py as a user does: `generate(arguments, input="…")`."""
+
+    def run(
+        arguments: Sequence[object], timeout: float = 120, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            generate_command(arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=recipe_environment(),
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run
+
+
+def generate_command(arguments: Sequence[object]) -> list[str]:
+    """The command line of generate.py."""
+    script = RECIPES / "inference" / "generate.py"
+    return [sys.executable, str(script), *map(str, arguments)]
+
+
+def recipe_environment() -> dict[str, str]:
+    """The environment that llm-run gives a recipe, and no network."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(RECIPES),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }

@@ -1,0 +1,164 @@
+"""The command line: all faults at once, and the exit status says what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+pytest.importorskip("jsonargparse")
+
+from conftest import recipe_environment
+
+from llm_recipes.cli import run_recipe
+from llm_recipes.errors import LLMError, raise_all
+
+seen: list[dict[str, object]] = []
+
+
+def recipe(
+    model: str,
+    prompt: list[str] | None = None,
+    output: Path | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    top_p: float = 1.0,
+    chat: bool = False,
+    stream: bool | None = None,
+) -> None:
+    """A recipe.
+
+    Args:
+        model: A model.
+    """
+    seen.append(dict(locals()))
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        run_recipe(recipe, arguments)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_values_arrive_typed() -> None:
+    given = ["--model", "12", "--prompt", "a: b", "--prompt=null", "--prompt", "--b", "--chat"]
+    assert run(*given, "--no-stream", "--batch-size", "8", "--output", "/a;b ü/'c'") == 0
+    assert seen[-1] == {
+        "model": "12",
+        "prompt": ["a: b", "null", "--b"],
+        "output": Path("/a;b ü/'c'"),
+        "batch_size": 8,
+        "top_p": 1.0,
+        "chat": True,
+        "stream": False,
+    }
+
+
+def test_all_faults_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("model: x\n\nbatchsize: 3\nbatch_size: many\n")
+    count = len(seen)
+    assert run("--config", str(config), "--modle", "x", "stray", "--top-p", "much") == 2
+    assert len(seen) == count
+    error = capsys.readouterr().err
+    assert "unknown option --modle\n  fix: did you mean --model?" in error
+    assert "argument 'stray' belongs to no option" in error
+    assert "--top-p 'much' is not valid\n  why: expected a number" in error
+    assert f"{config}, line 3: unknown key 'batchsize'\n  fix: did you mean batch_size?" in error
+    assert f"{config}, line 4: batch_size 'many' is not valid" in error
+    assert "expected a whole number or auto" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "option --model is missing"),
+        (["--model"], "option --model has no value"),
+        (["--model", "--chat"], "option --model has no value"),
+        (["--model=x", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+    ],
+)
+def test_one_fault(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["model: [", "- a", "\xff"])
+def test_bad_configuration_file(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_bytes(text.encode("latin1"))
+    assert run("--config", str(config)) == 2
+    error = capsys.readouterr().err
+    assert str(config) in error
+    assert "Traceback" not in error
+
+
+def test_values_override_the_file_and_print_config_shows_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("model: x\ntop_p: 0.5\nprompt: [a, b]\n")
+    assert run("--config", str(config), "--top-p", "0.7") == 0
+    assert (seen[-1]["top_p"], seen[-1]["prompt"]) == (0.7, ["a", "b"])
+    assert run("--config", str(config), "--print_config") == 0
+    assert "batch_size: auto" in capsys.readouterr().out
+
+
+def test_errors_of_the_recipe_are_printed_as_three_parts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing() -> None:
+        """Fail twice."""
+        raise_all([LLMError("first", "because\nof two", "do it"), LLMError("second")])
+
+    with pytest.raises(SystemExit) as end:
+        run_recipe(failing, [])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "first\n  why: because\n       of two\n  fix: do it\n" in error
+    assert "second\n" in error
+
+
+def process(body: str) -> subprocess.Popen[str]:
+    code = (
+        "import sys, time\nfrom llm_recipes.cli import run_recipe\n"
+        f"def recipe() -> None:\n    '''Wait.'''\n    {body}\nrun_recipe(recipe, [])\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=recipe_environment(),
+    )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(number: signal.Signals, status: int) -> None:
+    waiting = "try:\n        print('ready', flush=True); time.sleep(60)\n    finally: print('kept')"
+    with process(waiting) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        os.kill(running.pid, number)
+        out, error = running.communicate(timeout=30)
+    assert (running.returncode, out) == (status, "kept\n")
+    assert "Traceback" not in error
+
+
+def test_reader_that_goes_away() -> None:
+    with process("for i in range(10**6): print(i)") as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        error = running.stderr.read()
+        assert running.wait(timeout=30) == 141
+    assert error == ""
