@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from _llm.errors import LLMError
+from _llm.errors import LLMError, make_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def find_apptainer(env: Mapping[str, str], home: str, configured: str = "") -> A
     if not path:
         raise LLMError("no Apptainer found",
                        "neither apptainer nor singularity is on PATH, nor one in .tools",
-                       f"make -C '{home}' setup    (or: module load apptainer)")
+                       f"module load apptainer, or: {make_command(home, 'setup')}")
     return Apptainer(path, exec_flags())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -29,6 +30,13 @@ class LLMError(Exception):
         if self.fix:
             lines.append("  fix: " + self.fix.replace("\n", "\n       "))
         return "\n".join(lines)
+
+
+def make_command(home: str, target: str) -> str:
+    """Return the command that makes a target: here in a checkout, elsewhere in an installation."""
+    if os.path.exists(os.path.join(home, "Makefile")):
+        return f"make -C '{home}' {target}"
+    return f"make {target}    (in the checkout that {home} was installed from)"
 
 
 def report(program: str, errors: Sequence[LLMError]) -> int:

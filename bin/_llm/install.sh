@@ -33,4 +33,8 @@ for python in /usr/bin/python3.14 /usr/bin/python3.13 /usr/bin/python3.12 /usr/b
 done
 git -C "$home" rev-parse HEAD > "$prefix/.commit" 2>/dev/null || echo unknown > "$prefix/.commit"
 mkdir -p "$prefix/images"
+# An Apptainer that only this checkout has is used from there.
+if [ -e "$home/.tools/apptainer/here" ] && [ ! -e "$prefix/.tools" ]; then
+    ln -s "$home/.tools" "$prefix/.tools"
+fi
 echo "install: $prefix/bin/llm-run is ready; images belong in $prefix/images (LLM_IMAGE_DIR=$prefix/images make image)"

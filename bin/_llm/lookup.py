@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from _llm.errors import LLMError
+from _llm.errors import LLMError, make_command
 from _llm.settings import VARIANTS
 
 TYPE_CHECKING = False
@@ -142,7 +142,7 @@ def _refuse_path(wanted: str, path: str, folders: Sequence[str], home: str) -> N
         raise LLMError(
             f"the image '{wanted}' is a link to nothing",
             f"{path} -> {os.readlink(path)}",
-            f"make -C '{home}' image",
+            make_command(home, "image"),
         )
     name = os.path.basename(wanted)
     if "/" not in wanted and has_image(name[:-4], folders):
@@ -168,7 +168,7 @@ def _unknown(wanted: str, folders: Sequence[str], home: str) -> LLMError:
     looked = "looked in " + ", ".join(folders)
     name, variant, _ = split_name(wanted)
     has_definition = os.path.isfile(os.path.join(home, "containers", name, "image.def"))
-    build = f"make -C '{home}' image" + ("" if name == "llm" else f" IMAGE={name}")
+    build = make_command(home, "image" + ("" if name == "llm" else f" IMAGE={name}"))
     build += f" VARIANT={variant}" if variant else ""
     if has_definition:
         others = [other for other in names if split_name(other)[0] == name and other != name]

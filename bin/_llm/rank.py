@@ -12,7 +12,7 @@ import os
 from _llm import environment, visible
 from _llm.apptainer import find_apptainer
 from _llm.binds import Bind, parse_bind
-from _llm.errors import LLMError
+from _llm.errors import LLMError, make_command
 from _llm.facts import image_facts
 from _llm.gpus import Gpus, find_gpus, variants_for
 from _llm.lookup import Image, find_image, image_folders, split_name
@@ -146,7 +146,7 @@ def _check_gpu_use(
     notices: list[str],
     home: str,
 ) -> None:
-    build = f"make -C '{home}' image VARIANT={best[0]}"
+    build = make_command(home, f"image VARIANT={best[0]}")
     idle = f"this node has a GPU ({gpus}), but the program runs on the CPU"
     if image.variant != "cpu":
         if gpus.usable and image.variant not in best:

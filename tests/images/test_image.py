@@ -29,7 +29,7 @@ def run(apptainer: list[str], image: Path, *words: str, **options: object) -> st
 @pytest.mark.parametrize("definition", sorted((HOME / "containers").rglob("*.def")),
                          ids=lambda path: str(path.relative_to(HOME)))
 def test_definitions_have_what_users_expect(definition: Path, tmp_path: Path) -> None:
-    """Read by Singularity Python's parser, as other tools would; it knows registries' bases only."""
+    """Read by Singularity Python, as other tools would; it knows only bases from registries."""
     copy = tmp_path / "image.def"
     text = effective_definition(definition.read_text(), "docker://debian:bookworm-slim")
     copy.write_text(text)

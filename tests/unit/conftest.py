@@ -18,6 +18,7 @@ def home(tmp_path: Path) -> Path:
     """A checkout with the real default profile and nothing else."""
     folder = tmp_path / "the checkout"
     (folder / "sites").mkdir(parents=True)
+    (folder / "Makefile").touch()
     text = (REPOSITORY / "sites" / "default.ini").read_text(encoding="utf-8")
     (folder / "sites" / "default.ini").write_text(text, encoding="utf-8")
     return folder
