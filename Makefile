@@ -81,7 +81,8 @@ test-gpu: setup ## tests and benchmarks on a machine with a GPU, in the image fo
 check: venv ## format, types, shell: everything that needs no image
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
-	@git ls-files -z | xargs -0 grep -lZ '^#!/bin/\(ba\)\?sh' -- | xargs -0 $(VENV)/bin/shellcheck -x
+	@$(VENV)/bin/mypy --config-file recipes/mypy.ini $$(git ls-files 'recipes/*.py')
+	@$(VENV)/bin/shellcheck -x $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh$$' -- ':!*.md' ':!*.py')
 
 bench: setup ## measure everything that docs/performance.md states (idle machine; about 20 minutes)
 	@$(TOOL) image build --image llm --variant cpu

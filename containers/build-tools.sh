@@ -1,7 +1,11 @@
 # Sourced inside a build: puts the locked build tools (uv, cmake, ninja …) into $tools.
 # shellcheck shell=sh
+#
+# Nothing is written to /tmp, which in a build is the host's and which other builds use at the same
+# time, nor to a home folder.
 . /mnt/packages.env
-tools=/tmp/build-tools
+export TMPDIR=/mnt/scratch HOME=/mnt/scratch
+tools=/mnt/scratch/build-tools
 if [ ! -d "$tools" ]; then
     # pip, run from its wheel, is what Debian's Python comes with; it is not installed.
     python3 "$(ls /usr/share/python-wheels/pip-*.whl)/pip" install --quiet --no-deps --require-hashes \

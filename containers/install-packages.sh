@@ -11,11 +11,11 @@ if [ ! -s /var/lib/dpkg/status ]; then
     printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
     chmod 755 /usr/sbin/policy-rc.d
     { dpkg --force-depends --unpack /mnt/debs/pool/*.deb &&
-        dpkg --force-depends --configure --pending; } > /tmp/dpkg.log 2>&1 || {
-        tail -n 30 /tmp/dpkg.log >&2
+        dpkg --force-depends --configure --pending; } > /mnt/scratch/dpkg.log 2>&1 || {
+        tail -n 30 /mnt/scratch/dpkg.log >&2
         exit 1
     }
-    rm -f /tmp/dpkg.log /usr/sbin/policy-rc.d
+    rm -f /mnt/scratch/dpkg.log /usr/sbin/policy-rc.d
 fi
 # No sandbox user: in a build without subordinate ids there is only one user.
 printf 'APT::Sandbox::User "root";\nAcquire::Languages "none";\n' > /etc/apt/apt.conf.d/99build
@@ -25,8 +25,8 @@ apt-get update -qq
 # Exactly the locked versions: "name=version" for each line of each lock.
 # shellcheck disable=SC2046  # a list of packages
 apt-get install -y -qq --no-install-recommends --allow-downgrades \
-    $(awk '!/^#/ && NF {print $1 "=" $2}' "$@") > /tmp/apt.log 2>&1 || {
-    tail -n 30 /tmp/apt.log >&2
+    $(awk '!/^#/ && NF {print $1 "=" $2}' "$@") > /mnt/scratch/apt.log 2>&1 || {
+    tail -n 30 /mnt/scratch/apt.log >&2
     exit 1
 }
-rm -rf /tmp/apt.log /etc/apt/sources.list /etc/apt/apt.conf.d/99build /var/lib/apt/lists/*
+rm -rf /mnt/scratch/apt.log /etc/apt/sources.list /etc/apt/apt.conf.d/99build /var/lib/apt/lists/*

@@ -15,16 +15,15 @@ split() { # keep the requirements that are (1) or are not (0) source packages, w
         /^[A-Za-z0-9]/ { name = $1; sub(/[=@\[].*/, "", name); keep = ((name in source) == want) }
         keep || /^--/' "$lock"
 }
-split 0 > /tmp/wheels.txt
-split 1 > /tmp/sources.txt
+split 0 > /mnt/scratch/wheels.txt
+split 1 > /mnt/scratch/sources.txt
 
 # Bytecode is compiled here, and not checked against file times: those are set when the image is
 # packed, and without valid bytecode each start on the read-only image pays for it again.
 export UV_CACHE_DIR=/mnt/uv-cache UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 \
     UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH
 install="$tools/bin/uv pip install --system --break-system-packages --no-deps --require-hashes"
-$install --only-binary :all: -r /tmp/wheels.txt
-if [ -s /tmp/sources.txt ]; then
-    PYTHONPATH=$tools $install --no-build-isolation -r /tmp/sources.txt
+$install --only-binary :all: -r /mnt/scratch/wheels.txt
+if [ -s /mnt/scratch/sources.txt ]; then
+    PYTHONPATH=$tools $install --no-build-isolation -r /mnt/scratch/sources.txt
 fi
-rm -rf /tmp/wheels.txt /tmp/sources.txt "$tools"

@@ -10,7 +10,7 @@ folder=tests/recipes
 for word in "$@"; do
     case $word in tests/*) folder= ;; esac
 done
-site=$(ls -d "$home"/.tools/venv/lib/python3*/site-packages | head -n 1)
+site=$(find "$home/.tools/venv/lib" -maxdepth 2 -name site-packages)
 exec python -I -c '
 import sys
 sys.path[:0] = [sys.argv.pop(1)]

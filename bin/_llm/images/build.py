@@ -10,7 +10,7 @@ import fcntl
 import functools
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,8 +90,12 @@ def is_gpu(image: Image) -> bool:
 
 def target_of(image: Image, request: Request) -> Path:
     """Path of the image file for the inputs as they are now."""
-    digest = digest_of(inputs_of(image, request))
-    return request.images / f"{image.label}-{digest[:DIGEST_LENGTH]}.sif"
+    return file_for(image, request, inputs_of(image, request))
+
+
+def file_for(image: Image, request: Request, inputs: Mapping[str, str]) -> Path:
+    """Path of the image file for given inputs."""
+    return request.images / f"{image.label}-{digest_of(inputs)[:DIGEST_LENGTH]}.sif"
 
 
 def build(image: Image, request: Request) -> Path:
@@ -104,7 +108,8 @@ def build(image: Image, request: Request) -> Path:
         raise LLMError(f"image {image.label} can't be built yet: it is not locked",
                        f"missing: {', '.join(missing)}",
                        f"make lock IMAGE={image.name} VARIANT={image.variant}")
-    target = target_of(image, request)
+    inputs = inputs_of(image, request)
+    target = file_for(image, request, inputs)
     link = request.images / f"{image.label}.sif"
     if target.exists():
         steps.set_link(target, link)
@@ -113,7 +118,8 @@ def build(image: Image, request: Request) -> Path:
     parent = build(load_image(request.containers, image.parent), request) if image.parent else None
     with only_one(request.images / f".{image.label}.lock"):
         if not target.exists():
-            make(image, parent, target, link, request)
+            make(image, parent, inputs, target, request)
+            steps.set_link(target, link)
     return target
 
 
@@ -126,14 +132,13 @@ def locks_of(image: Image) -> list[Path]:
 
 
 def make(
-    image: Image, parent: Path | None, target: Path, link: Path, request: Request,
+    image: Image, parent: Path | None, inputs: Mapping[str, str], target: Path, request: Request,
 ) -> None:
     """Build one image whose parent is there, in visible steps."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     log = steps.Log(request.images / "logs" / f"{target.stem}-{stamp}.log")
     print(f"image: building {target}\nimage: log {log.path}", flush=True)
     warn_of_quota(request.images)
-    inputs = inputs_of(image, request)
     compiled = []
     if (image.folder / "llama.cpp").is_dir():
         compiled = compiled_parts(image, parent, request, log)
@@ -164,7 +169,7 @@ def make(
             steps.pack(sandbox, part, env, log)
             log.step(5, 5, f"smoke test ({part.stat().st_size / 2**20:.0f} MiB)")
             steps.smoke_test(part, request.flags, env, log)
-            steps.publish(part, target, link)
+            steps.publish(part, target)
         finally:
             part.unlink(missing_ok=True)
     print(f"image: {target} is ready", flush=True)

@@ -85,7 +85,8 @@ def make_staging(
     """Fill a staging folder and return the `--bind` options that show it to a build as /mnt.
 
     It gets a repository of the packages (debs/), the shared build scripts, pip's and uv's settings
-    (packages.env), the CA bundle, wheel folders of the host and uv's cache.
+    (packages.env), the CA bundle, wheel folders of the host, uv's cache and room for temporary
+    files (scratch/).
     """
     folder.mkdir()
     folder.chmod(0o755)
@@ -106,7 +107,8 @@ def make_staging(
     environment.write_text(pip_settings.as_shell(variables))
     uv_cache = cache / "uv"
     uv_cache.mkdir(parents=True, exist_ok=True)
-    (folder / "uv-cache").mkdir()
+    for name in ("uv-cache", "scratch"):
+        (folder / name).mkdir()
     return [*binds, "--bind", f"{uv_cache}:{INSIDE}/uv-cache"]
 
 

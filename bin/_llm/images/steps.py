@@ -149,13 +149,12 @@ def absolute_base(base: str) -> str:
     return f"{agent}:{os.path.abspath(source)}" if colon and os.path.exists(source) else base
 
 
-def publish(part: Path, target: Path, link: Path) -> None:
-    """Give a finished image its name, then let the link name it."""
+def publish(part: Path, target: Path) -> None:
+    """Give a finished image its name."""
     with open(part, "rb") as stream:
         os.fsync(stream.fileno())
     part.chmod(0o755)
     os.replace(part, target)
-    set_link(target, link)
 
 
 def set_link(target: Path, link: Path) -> None:

@@ -16,6 +16,7 @@ source=$1 out=$2 build=$3 commit=$4
 programs='llama-bench llama-quantize llama-perplexity llama-imatrix llama-server llama-cli
           llama-completion llama-gguf-split llama-tokenize llama-batched-bench ggml-rpc-server'
 
+# shellcheck disable=SC2016  # $ORIGIN is the loader's
 cmake -S "$source" -B "$build" -G Ninja \
     -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_C_FLAGS="-ffile-prefix-map=$source=llama.cpp -ffile-prefix-map=$build=build" \
