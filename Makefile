@@ -93,8 +93,6 @@ install: ## copy programs, recipes and sites to PREFIX
 
 lock: setup venv ## refresh the locks of IMAGE (Debian and Python packages, versions and hashes)
 	@$(TOOL) image lock --image '$(IMAGE)' --variant '$(VARIANT)'
-	@$(VENV)/bin/uv pip compile -q --no-header --generate-hashes --python-version 3.9 \
-	    --universal requirements-dev.in -o requirements-dev.lock
 
 docs: venv ## build the manual into build/site (strict, no network)
 	@$(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site && echo build/site/index.html

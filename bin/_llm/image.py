@@ -22,6 +22,7 @@ from _llm import setup
 from _llm.apptainer import exec_flags
 from _llm.errors import LLMError
 from _llm.images import build as builder
+from _llm.images import pip_settings
 from _llm.images.catalog import image_names, load_image, variants_of
 from _llm.images.llama_cpp import cuda_architectures
 from _llm.images.lock import find_uv, lock_image
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         wanted = options.variant.replace(",", " ").split()
         state = Path(settings.get("paths", "cache"))
         report = lock_image(containers, options.image, wanted, state, find_uv(HOME))
+        lock_checkers(find_uv(HOME))
         print("\n".join(report) or "nothing changed")
         return 0
     if options.command == "list":
@@ -70,6 +72,18 @@ def main(arguments: Sequence[str]) -> int:
         else:
             print(builder.build(image, request))
     return 0
+
+
+def lock_checkers(uv: str) -> None:
+    """Lock the environment of the checkers, for every Python that the host side supports."""
+    packages = pip_settings.read_pip_settings(os.environ, Path.home())
+    env = {**os.environ, **pip_settings.package_environment(packages, "", os.environ)}
+    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--upgrade",
+               "--generate-hashes", "--universal", "--python-version", "3.9",
+               "requirements-dev.in", "--output-file", "requirements-dev.lock"]
+    if subprocess.run(command, check=False, env=env, cwd=HOME).returncode:
+        raise LLMError("requirements-dev.lock could not be resolved", "uv's words stand above",
+                       "correct requirements-dev.in or pip's configuration")
 
 
 def make_request(
