@@ -53,7 +53,7 @@ demo: setup ## set up, build the CPU image, make a tiny model, run inference in 
 	@$(TOOL) image build --image llm --variant cpu
 	@bin/llm-run --image llm-cpu python recipes/data/tiny.py --output $(DEMO)/tiny-llama
 	@bin/llm-run --image llm-cpu python recipes/inference/generate.py --model $(DEMO)/tiny-llama \
-	    --prompt $(QUOTED_PROMPT) --max-new-tokens 60 --output $(DEMO)/answers.jsonl --overwrite
+	    --prompt $(QUOTED_PROMPT) --max-new-tokens 60
 	@echo; echo "Next: bin/llm-run python recipes/inference/generate.py --help   and docs/index.md"
 
 venv: $(STAMP)

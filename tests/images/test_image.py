@@ -33,7 +33,7 @@ def test_definitions_have_what_users_expect(definition: Path, tmp_path: Path) ->
     copy = tmp_path / "image.def"
     text = effective_definition(definition.read_text(), "docker://debian:bookworm-slim")
     # The parser takes a comment with the word "bootstrap" for the header.
-    copy.write_text("\n".join(line for line in text.splitlines() if not line.strip()[:1] == "#"))
+    copy.write_text("\n".join(line for line in text.splitlines() if line.strip()[:1] != "#"))
     parser = spython.get_parser("singularity")(str(copy))
     recipe = next(iter(parser.recipe.values()))
     assert recipe.install, "no %post"
