@@ -13,7 +13,10 @@ split() { # keep the requirements that are (1) or are not (0) source packages, w
     awk -v names="$sources" -v want="$1" '
         BEGIN { n = split(names, list, " "); for (i = 1; i <= n; i++) source[list[i]] = 1 }
         /^[A-Za-z0-9]/ { name = $1; sub(/[=@\[].*/, "", name); keep = ((name in source) == want) }
-        keep || /^--/' "$lock"
+        keep || /^--/' "$lock" |
+        # ===: with a folder of wheels that has 2.13.0+cpu, `torch==2.13.0` admits that one too, and
+        # it is preferred although the lock has no hash of it.
+        sed 's/^\([A-Za-z0-9._-]*\(\[[^]]*\]\)\{0,1\}\)==\([^+ ]* \)/\1===\3/'
 }
 split 0 > /mnt/scratch/wheels.txt
 split 1 > /mnt/scratch/sources.txt

@@ -15,10 +15,9 @@ from _llm.images.catalog import Image
 from _llm.images.staging import fakeroot_flags
 
 TAIL_LINES = 30
-# Chosen by measurement (benchmarks/squashfs.py): zstd loads fastest, and 256 KiB blocks are read
-# in fewer pieces than the default 128 KiB without reading much that is not needed. All files belong
-# to root: nobody else's ids mean anything on the machines where an image runs, and an ordinary user
-# could not unpack a parent image that has others.
+# benchmarks/squashfs.py compares settings by size, packing time and import time; its table is in
+# docs/performance.md. All files belong to root: nobody else's ids mean anything on the machines
+# where an image runs, and an ordinary user could not unpack a parent image that has others.
 MKSQUASHFS_ARGUMENTS = "-comp zstd -Xcompression-level 9 -b 256K -all-root"
 
 
