@@ -27,7 +27,7 @@ QUOTED_PROMPT = '$(subst ','\'',$(PROMPT))'
 help: ## this list
 	@echo "make TARGET [NAME=value ...]"; echo
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf '\n%s\n' "Variables:" \
+	@printf '%s\n' "" "Variables:" \
 	  "  IMAGE=llm         which image: a folder of containers/ ($$(ls -d containers/*/ | cut -d/ -f2 | tr '\n' ' '))" \
 	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the driver here" \
 	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
@@ -95,7 +95,7 @@ lock: setup venv ## refresh the locks of IMAGE (Debian and Python packages, vers
 	@$(TOOL) image lock --image '$(IMAGE)' --variant '$(VARIANT)'
 
 docs: venv ## build the manual into build/site (strict, no network)
-	@$(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site && echo build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site && echo build/site/index.html
 
 clean: ## remove what was built in this folder (images and caches of the user stay)
 	@rm -rf build .tools/venv .pytest_cache .mypy_cache .ruff_cache
