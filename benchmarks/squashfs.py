@@ -22,9 +22,10 @@ from typing import Any
 HOME = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "gzip, 128 KiB": "-comp gzip -b 128K",
+    "zstd 9, 64 KiB": "-comp zstd -Xcompression-level 9 -b 64K",
     "zstd 9, 128 KiB": "-comp zstd -Xcompression-level 9 -b 128K",
     "zstd 9, 256 KiB": "-comp zstd -Xcompression-level 9 -b 256K",
-    "zstd 9, 1 MiB": "-comp zstd -Xcompression-level 9 -b 1M",
+    "lz4 hc, 128 KiB": "-comp lz4 -Xhc -b 128K",
 }
 PROGRAM = "import torch, transformers; transformers.AutoModelForCausalLM"
 

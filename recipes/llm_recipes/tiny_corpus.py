@@ -143,7 +143,7 @@ def synthetic_document(rng: random.Random) -> tuple[Document, int]:
         text = favourite_text(rng)
         document = Document(text) if rng.random() < 0.8 else _continuation(text)
         return document, len(text)
-    turns = tuple(_random_exchange(rng) for _ in range(rng.choice((1, 1, 1, 1, 2))))
+    turns = tuple(_random_exchange(rng) for _ in range(1 if rng.random() < 0.9 else 2))
     characters = sum(40 + len(turn.instruction) + len(turn.response) for turn in turns)
     if len(turns) == 1 and rng.random() < 0.5:
         long = rng.random() < 0.3
@@ -153,7 +153,7 @@ def synthetic_document(rng: random.Random) -> tuple[Document, int]:
 
 
 def _random_exchange(rng: random.Random) -> Exchange:
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         question, _, answer = random_sum(rng).rpartition(" = ")
         return Exchange(f"What is {question}?", answer)
     return rng.choice(FACTS)

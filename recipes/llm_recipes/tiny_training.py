@@ -19,7 +19,7 @@ from llm_recipes.tiny_corpus import ALPACA_SHORT, FACTS, Document, sum_text
 
 BLOCK_TOKENS = 128  # longer blocks learn no more in so short a training and cost more
 BATCH_BLOCKS = 8
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 2.5e-3
 WARM_UP_STEPS = 10
 HELD_OUT_BLOCKS = 64
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Qw
 
 from llm_recipes import tiny_corpus
 from llm_recipes.errors import LLMError
-from llm_recipes.folders import file_digests, new_folder
+from llm_recipes.folders import file_digests
 from llm_recipes.tiny_corpus import natural_documents, prose, split_documents, training_documents
 from llm_recipes.tiny_models import ARCHITECTURES, Architecture, Shape, shape_faults
 
@@ -373,36 +373,3 @@ def test_families_with_a_fixed_number_of_key_heads() -> None:
     assert shape_faults("mistral", Shape(kv_heads=2)) == []
     assert "--kv-heads 2" in shape_faults("falcon", Shape(kv_heads=2))[0].what
     assert "--kv-heads 1" in shape_faults("gpt_neox", Shape(kv_heads=1))[0].what
-
-
-def fail() -> None:
-    raise KeyboardInterrupt
-
-
-def fill_up() -> None:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize(("action", "error"), [(fail, KeyboardInterrupt), (fill_up, LLMError)])
-def test_new_folder_keeps_the_old_one(
-    tmp_path: Path, action: Callable[[], None], error: type[BaseException]
-) -> None:
-    folder = tmp_path / "kept"
-    folder.mkdir()
-    (folder / "old").write_text("old")
-    with pytest.raises(error), new_folder(folder) as staging:
-        (staging / "new").write_text("new")
-        action()
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert (folder / "old").read_text() == "old"
-
-
-def test_new_folder_can_be_read_by_others(tmp_path: Path) -> None:
-    umask = os.umask(0o022)
-    try:
-        with new_folder(tmp_path / "a" / "b") as staging:
-            (staging / "file").touch(mode=0o600)
-    finally:
-        os.umask(umask)
-    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
-    assert (tmp_path / "a" / "b" / "file").stat().st_mode & 0o777 == 0o644
