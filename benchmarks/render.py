@@ -55,8 +55,12 @@ def imports(r: Result) -> str:
 def squashfs(r: Result) -> str:
     """Compression settings."""
     return rows("compression, block size | size | packing | import", [
-        f"{name} | {row['bytes'] / 1e6:.0f} MB | {row['pack_s']:.0f} s | {row['import_s']:.2f} s"
-        for name, row in r["rows"].items()])
+        f"{name} | {sizes(row)} | {row['import_s']:.2f} s" for name, row in r["rows"].items()])
+
+
+def sizes(row: Result) -> str:
+    """Size and packing time; nothing for what is not packed."""
+    return f"{row['bytes'] / 1e6:.0f} MB | {row['pack_s']:.0f} s" if row["bytes"] else " | "
 
 
 def generate_against_loop(r: Result) -> str:
