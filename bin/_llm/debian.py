@@ -86,8 +86,8 @@ def debian_mirrors(env: dict[str, str], configured: str = "") -> dict[str, str]:
         raise LLMError(
             "no Debian mirror is known",
             "the images are made of Debian packages and this host's APT names no Debian archive",
-            "set LLM_DEBIAN_MIRROR='URL-of-debian URL-of-debian-security', or [container] "
-            "debian_mirror in the site profile; or start from a registry: BASE=docker://…",
+            "set LLM_DEBIAN_MIRROR='URL-of-debian URL-of-debian-security', or start from a "
+            "registry: BASE=docker://…",
         )
     main = archives[0].uri
     security = [a.uri for a in archives if a.suite.endswith("-security")]

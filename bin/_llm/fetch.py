@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import ssl
 import tempfile
 import time
@@ -64,14 +63,3 @@ def _open(uri: str):  # type: ignore[no-untyped-def]  # urllib's answer has no p
     bundle = os.environ.get("SSL_CERT_FILE") or os.environ.get("CURL_CA_BUNDLE")
     context = ssl.create_default_context(cafile=bundle) if bundle else None
     return urllib.request.urlopen(uri, timeout=60, context=context)
-
-
-def copy_into_place(source: Path, target: Path) -> None:
-    """Copy a file so that `target` is either the whole copy or absent."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".part-{os.getpid()}-{target.name}"
-    try:
-        shutil.copyfile(source, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 
 from _llm import fetch as module
 from _llm.errors import LLMError
-from _llm.fetch import copy_into_place, fetch_file
+from _llm.fetch import fetch_file
 
 CONTENT = b"content" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -83,13 +83,3 @@ def test_gone_is_said_at_once(server: str, tmp_path: Path) -> None:
     with pytest.raises(LLMError) as raised:
         fetch_file(f"file://{tmp_path}/none", SHA256, tmp_path / "file", "the file", "do this")
     assert raised.value.fix == "do this"
-
-
-def test_copy_is_whole_or_absent(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(CONTENT)
-    copy_into_place(source, tmp_path / "sub/target")
-    assert (tmp_path / "sub/target").read_bytes() == CONTENT
-    with pytest.raises(FileNotFoundError):
-        copy_into_place(tmp_path / "none", tmp_path / "sub/other")
-    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["target"]
