@@ -100,7 +100,8 @@ def make_request(
         apptainer=setup.ensure_apptainer(), flags=exec_flags(),
         base=absolute_base(base),
         fakeroot=setup.ensure_fakeroot(),
-        architectures=tuple(words), mirror=os.environ.get("LLM_DEBIAN_MIRROR", ""),
+        architectures=tuple(words),
+        mirror=" ".join(settings.items("container", "debian_mirror")),
     )
 
 

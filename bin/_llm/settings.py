@@ -38,6 +38,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "container.image_path": ("paths", "LLM_IMAGE_PATH"),
     "container.variants": ("words", "LLM_VARIANTS"),
     "container.cuda_architectures": ("words", "LLM_CUDA_ARCHITECTURES"),
+    "container.debian_mirror": ("words", "LLM_DEBIAN_MIRROR"),
     "container.apptainer": ("path", "LLM_APPTAINER"),
     "slurm.partition": ("text", "LLM_SLURM_PARTITION"),
     "slurm.account": ("text", "LLM_SLURM_ACCOUNT"),

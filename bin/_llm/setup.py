@@ -20,6 +20,7 @@ from pathlib import Path
 from _llm import apptainer, checks
 from _llm.debian import Archive, PrivateApt, fetch, host_archives, unpack
 from _llm.errors import LLMError
+from _llm.settings import load_settings
 
 HOME = Path(__file__).resolve().parent.parent.parent
 TOOLS = HOME / ".tools"
@@ -257,9 +258,8 @@ def pip_wheel() -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this project (as in the site profile's default)."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("LLM_CACHE_DIR") or os.path.join(base, "llm"))
+    """The user's cache folder of this project, as the site profile has it."""
+    return Path(load_settings(os.environ, str(HOME)).get("paths", "cache"))
 
 
 def _output(command: Sequence[str]) -> str:

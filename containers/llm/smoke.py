@@ -5,6 +5,7 @@ Run by `apptainer test`. No GPU is needed; on a node that has one it is used.
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import subprocess
@@ -63,6 +64,24 @@ def check_torch(gpu: bool) -> None:
         print(f"llm: a product on {torch.cuda.get_device_name()}")
     elif gpu:
         print("llm: no GPU here; torch's CUDA build imports, its kernels were not run")
+
+
+def check_import_structure() -> None:
+    """What the build noted of transformers' models is what transformers reads from its sources."""
+    from transformers.utils import import_utils
+
+    models = Path(import_utils.__file__).parents[1] / "models"
+    noted = import_utils.create_import_structure_from_path(models)
+    # A second copy of the module, which the hook doesn't know, reads the sources.
+    name = "transformers.utils.import_utils_as_written"
+    spec = importlib.util.spec_from_file_location(name, import_utils.__file__)
+    assert spec and spec.loader
+    written = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(written)
+    assert noted == written.create_import_structure_from_path(str(models)) and noted["llama"]
+    assert import_utils.create_import_structure_from_path.__module__ == "llm_import_structure"
+    assert written.create_import_structure_from_path.__module__ == name
+    print(f"llm: {len(noted)} models are known without reading their sources")
 
 
 def check_tokenizer() -> None:
@@ -131,6 +150,7 @@ def main() -> None:
         gpu = "+cpu" not in locked_versions().get("torch", "")
         check_imports(gpu)
         check_torch(gpu)
+        check_import_structure()
         check_tokenizer()
         check_llama_cpp(gpu)
         check_programs()

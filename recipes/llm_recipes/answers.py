@@ -39,6 +39,7 @@ class Answers:
         self.path = path
         self.partial = partial
         self.done = done
+        self.appended = 0
         self._file = file
 
     def append(self, answer: Mapping[str, Any]) -> None:
@@ -50,6 +51,7 @@ class Answers:
         line = (json.dumps(answer, ensure_ascii=False) + "\n").encode()
         _write_all(self._file, line, self.partial)
         self.done[answer_key(answer)] = answer
+        self.appended += 1
 
     def finish(self, order: Sequence[Key]) -> str:
         """Write all answers in this order to the final name; the SHA-256 of the file.
@@ -126,7 +128,7 @@ def open_answers(
         finally:
             with contextlib.suppress(OSError):
                 os.fsync(file.fileno())
-            if not answers.done:
+            if not rows and not answers.appended:  # nothing but its header
                 partial.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -130,8 +132,71 @@ def test_another_base_from_an_oci_archive(
     assert done.stdout == "yes\n"
 
 
-def make_oci_archive(archive: Path, execute: list[str]) -> None:
-    """Write a file tree as an OCI image (OCI image layout specification 1.0)."""
+def test_another_base_from_a_registry(
+    request_: builder.Request, base_image: Path, apptainer: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`BASE=docker://…` against a registry on this machine that speaks the real protocol."""
+    blobs, manifest = oci_image([*apptainer, "--no-home", str(base_image)])
+    registry = Registry(blobs, manifest)
+    threading.Thread(target=registry.serve_forever, daemon=True).start()
+    try:
+        base = f"docker://127.0.0.1:{registry.server_port}/debian:bookworm-slim"
+        # As a site with a registry of its own without certificates would.
+        monkeypatch.setenv("APPTAINER_NOHTTPS", "1")
+        image = build(replace(request_, base=base))
+        gone = base.replace("bookworm-slim", "no-such-tag")
+        with pytest.raises(LLMError, match="building tiny failed") as raised:
+            build(replace(request_, base=gone))
+    finally:
+        registry.shutdown()
+        registry.server_close()
+    assert "no-such-tag" in raised.value.why
+    done = subprocess.run([*apptainer, str(image), "cat", "/etc/from-oci"], capture_output=True,
+                          text=True, check=True)
+    assert done.stdout == "yes\n"
+
+
+class Registry(http.server.ThreadingHTTPServer):
+    """One image, served as the OCI distribution specification 1.1 says."""
+
+    def __init__(self, blobs: dict[str, bytes], manifest: dict[str, object]) -> None:
+        super().__init__(("127.0.0.1", 0), RegistryHandler)
+        self.blobs, self.manifest = blobs, manifest
+
+
+class RegistryHandler(http.server.BaseHTTPRequestHandler):
+    """Answers GET and HEAD of /v2/, /v2/NAME/manifests/TAG and /v2/NAME/blobs/DIGEST."""
+
+    server: Registry
+
+    def do_GET(self) -> None:
+        """Send what the path names, or 404."""
+        kind, _, name = self.path.rpartition("/")
+        digest = str(self.server.manifest["digest"]) if name == "bookworm-slim" else name
+        data = self.server.blobs.get(digest.removeprefix("sha256:"))
+        media = "application/octet-stream"
+        if self.path == "/v2/":
+            data, media = b"{}", "application/json"
+        elif kind.endswith("/manifests"):
+            media = str(self.server.manifest["mediaType"])
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Type", media)
+        self.send_header("Content-Length", str(len(data or b"")))
+        if data:
+            self.send_header("Docker-Content-Digest", digest)
+        self.end_headers()
+        if self.command == "GET" and data:
+            self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing on the terminal."""
+
+
+def oci_image(execute: list[str]) -> tuple[dict[str, bytes], dict[str, object]]:
+    """A file tree as an OCI image: its blobs by digest, and its manifest's descriptor."""
     layer = subprocess.run(
         [*execute, "sh", "-c", "mkdir /tmp/oci$$ && cd /tmp/oci$$ && mkdir etc && echo yes > "
          "etc/from-oci && tar -c --exclude=./dev --exclude=./proc --exclude=./sys --exclude=./tmp "
@@ -149,8 +214,14 @@ def make_oci_archive(archive: Path, execute: list[str]) -> None:
     config = blob("config.v1+json", json.dumps({
         "architecture": "amd64", "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": [first["digest"]]}}).encode())
-    manifest = blob("manifest.v1+json", json.dumps(
-        {"schemaVersion": 2, "config": config, "layers": [first]}).encode())
+    return blobs, blob("manifest.v1+json", json.dumps(
+        {"schemaVersion": 2, "config": config, "layers": [first],
+         "mediaType": "application/vnd.oci.image.manifest.v1+json"}).encode())
+
+
+def make_oci_archive(archive: Path, execute: list[str]) -> None:
+    """Write a file tree as an OCI image (OCI image layout specification 1.0)."""
+    blobs, manifest = oci_image(execute)
     files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
              "index.json": json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode(),
              **{f"blobs/sha256/{digest}": data for digest, data in blobs.items()}}

@@ -85,6 +85,7 @@ def test_the_same_command_finds_nothing_to_do_and_others_are_refused(
     before = output.read_bytes()
     assert run(*options, "--prompts", prompts) == 0
     assert "nothing to do" in capsys.readouterr().err
+    assert files(tmp_path) == {"a.jsonl", "a.run.json", prompts.name}
     assert run(*options, "--prompts", prompts, "--seed", 5, "--stop", "x") == 2
     error = capsys.readouterr().err
     assert "made with other settings or prompts" in error

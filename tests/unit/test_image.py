@@ -52,3 +52,16 @@ def test_a_login_node_of_a_site_with_gpus_asks(
     assert variants(monkeypatch, settings, 580) == ["cuda13"]
     no_gpus = settings_of(home, env, "[gpus]\nper_node = 0\n")
     assert variants(monkeypatch, no_gpus, 0) == ["cpu"]
+
+
+def test_the_profile_may_name_the_mirror(
+    monkeypatch: pytest.MonkeyPatch, home: Path, env: dict[str, str],
+) -> None:
+    monkeypatch.setattr(image.setup, "ensure_apptainer", lambda: {})
+    monkeypatch.setattr(image.setup, "ensure_fakeroot", lambda: None)
+    profile = "[container]\ndebian_mirror = https://m/debian https://m/debian-security\n"
+    request = image.make_request(settings_of(home, env, profile), "", "", "cpu")
+    assert request.mirror == "https://m/debian https://m/debian-security"
+    env["LLM_DEBIAN_MIRROR"] = "https://other/debian"
+    request = image.make_request(settings_of(home, env, profile), "", "", "cpu")
+    assert request.mirror == "https://other/debian"

@@ -25,6 +25,8 @@ from _llm.images.inputs import DIGEST_LENGTH, digest_of, image_inputs, lock_date
 from _llm.images.locks import read_apt_lock
 
 # Room for the sandbox and the packed image, in GiB (measured: cpu 2.5, cuda13 11).
+# As apptainer(1) names them, without APPTAINER_ or SINGULARITY_.
+REGISTRY_VARIABLES = ("DOCKER_USERNAME", "DOCKER_PASSWORD", "NOHTTPS", "AUTHFILE")
 NEED_GIB = {"": 2, "cpu": 6, "cuda12": 24, "cuda13": 24}
 
 
@@ -51,9 +53,13 @@ class Request:
 
     @functools.cached_property
     def env(self) -> dict[str, str]:
-        """Environment of Apptainer: nothing that would change a build by accident."""
+        """Environment of Apptainer: nothing that would change a build by accident.
+
+        How a registry is reached (account, no HTTPS) passes: it changes no image.
+        """
+        dropped, registry = ("APPTAINER", "SINGULARITY", "LD_", "PYTHON"), REGISTRY_VARIABLES
         env = {k: v for k, v in os.environ.items()
-               if not k.startswith(("APPTAINER", "SINGULARITY", "LD_", "PYTHON"))}
+               if not k.startswith(dropped) or k.partition("_")[2] in registry}
         folders = [self.fakeroot, os.path.dirname(self.apptainer), env.get("PATH", "")]
         env["PATH"] = os.pathsep.join([*filter(None, folders), "/usr/sbin", "/sbin"])
         return env

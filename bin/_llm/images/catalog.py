@@ -24,11 +24,6 @@ class Image:
         """Name of the image's files, as `llm-cpu` or `base`."""
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
-    def file(self, stem: str, suffix: str) -> Path:
-        """Path of an input that may differ by variant: `apt-cuda13.lock`, else `apt.lock`."""
-        specific = self.folder / f"{stem}-{self.variant}{suffix}"
-        return specific if self.variant and specific.exists() else self.folder / f"{stem}{suffix}"
-
 
 def image_names(containers: Path) -> list[str]:
     """Names of all images."""

@@ -19,6 +19,9 @@ TAIL_LINES = 30
 # docs/performance.md. All files belong to root: nobody else's ids mean anything on the machines
 # where an image runs, and an ordinary user could not unpack a parent image that has others.
 MKSQUASHFS_ARGUMENTS = "-comp zstd -Xcompression-level 9 -b 256K -all-root"
+# Where an image says in which order its files are read, a path a line; it need not exist.
+READING_ORDER = "opt/llm/reading-order.txt"
+MAX_PRIORITY = 32767  # of mksquashfs -sort
 
 
 class Log:
@@ -112,9 +115,28 @@ def tidy(sandbox: Path, binds: Sequence[str], env: Mapping[str, str], log: Log) 
 
 
 def pack(sandbox: Path, image_file: Path, env: Mapping[str, str], log: Log) -> None:
-    """Pack the sandbox into an image file."""
-    log.run(["apptainer", "build", *fakeroot_flags(), "--mksquashfs-args", MKSQUASHFS_ARGUMENTS,
-             image_file, sandbox], env, "packing the image")
+    """Pack the sandbox into an image file, the files that are read first in front."""
+    arguments = MKSQUASHFS_ARGUMENTS
+    order = sandbox / READING_ORDER
+    if order.is_file():
+        text = sort_file(order.read_text(encoding="utf-8"))
+        (sandbox.parent / "priorities.txt").write_text(text, encoding="utf-8")
+        # A name without a path: Apptainer splits the arguments at spaces, which a path may have.
+        arguments += " -sort priorities.txt"
+    log.run(["env", "-C", sandbox.parent, "apptainer", "build", *fakeroot_flags(),
+             "--mksquashfs-args", arguments, image_file.absolute(), sandbox.absolute()], env,
+            "packing the image")
+
+
+def sort_file(reading_order: str) -> str:
+    """Return mksquashfs's sort file, `path priority` a line, for absolute paths in reading order.
+
+    Paths with white space or a backslash keep the packer's place: mksquashfs would need them
+    escaped, and no file that a program reads at its start has one.
+    """
+    paths = [line[1:] for line in reading_order.splitlines() if re.fullmatch(r"/[^\s\\]+", line)]
+    return "".join(f"{path} {MAX_PRIORITY - number}\n"
+                   for number, path in enumerate(paths[:MAX_PRIORITY]))
 
 
 def smoke_test(image_file: Path, flags: Sequence[str], env: Mapping[str, str], log: Log) -> None:
