@@ -14,7 +14,6 @@ PREFIX ?= /opt/llm
 ARGS ?=
 PROMPT ?= What is the capital of France?
 
-HOME_DIR := $(CURDIR)
 TOOL := sh bin/_llm/tool.sh
 VENV := .tools/venv
 STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements-dev.lock))
@@ -29,7 +28,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf '%s\n' "" "Variables:" \
 	  "  IMAGE=llm         which image: a folder of containers/ ($$(ls -d containers/*/ | cut -d/ -f2 | tr '\n' ' '))" \
-	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the driver here" \
+	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the GPU here" \
 	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
 	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
 	  "  PREFIX=/opt/llm   where 'make install' puts things" \
@@ -67,6 +66,7 @@ test-unit: venv
 	@$(VENV)/bin/pytest tests/unit $(ARGS)
 
 test-images: setup venv ## build (or find) the CPU image and test it and llm-run through real Apptainer
+	@$(TOOL) image build --image base
 	@$(TOOL) image build --image llm --variant cpu
 	@$(VENV)/bin/pytest tests/images tests/docs $(ARGS)
 
@@ -74,7 +74,7 @@ test-recipes: setup venv
 	@$(TOOL) image build --image llm --variant cpu
 	@bin/llm-run --image llm-cpu sh tests/recipes/run.sh $(ARGS)
 
-test-gpu: setup ## tests and benchmarks on a machine with a GPU, in the image for it
+test-gpu: setup venv ## tests on a machine with a GPU, in the image for it
 	@$(TOOL) image build --image llm --variant '$(VARIANT)'
 	@bin/llm-run --gpu sh tests/recipes/run.sh tests/gpu $(ARGS)
 

@@ -199,6 +199,8 @@ def measured(
             tokens = result if isinstance(result, int) else result.work.generated_tokens
             if not isinstance(result, int):
                 mbus.append(mbu(result.work, size, peak))
+                if result.settings.compiled:
+                    row["compiled"] = result.compiled  # False: compiling failed
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -224,7 +226,8 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{start} {row['error']}"
     share = f"  MBU {100 * row['decode_mbu']:.1f} %" if "decode_mbu" in row else ""
-    return f"{start} {row['tokens_per_s']:9.0f} tokens/s{share}"
+    failed = "  (not compiled)" if row.get("compiled") is False else ""
+    return f"{start} {row['tokens_per_s']:9.0f} tokens/s{share}{failed}"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def host_environment(folder: Path) -> Path:
     """
     python = folder / "bin" / "python"
     ready = folder / "complete"
-    if ready.exists():
+    lock = (LLM / "requirements-cpu.lock").read_text()
+    if ready.exists() and ready.read_text() == lock:
         return python
     uv = shutil.which("uv") or str(HOME / ".tools/venv/bin/uv")
     sys.path.insert(0, str(HOME / "bin"))
@@ -47,10 +48,10 @@ def host_environment(folder: Path) -> Path:
     wanted = f"/usr/bin/python{PYTHON}"
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python",
                     wanted if os.path.exists(wanted) else PYTHON, str(folder)], check=True)
-    sources = {word for line in (LLM / "source-packages.in").read_text().splitlines()
+    sources = {word for line in (LLM / "source-packages.txt").read_text().splitlines()
                for word in line.split("#")[0].split()}
     wheels, archives = [], []
-    for requirement in re.split(r"\n(?=[A-Za-z0-9])", (LLM / "requirements-cpu.lock").read_text()):
+    for requirement in re.split(r"\n(?=[A-Za-z0-9])", lock):
         name = re.split(r"[=@\[ ]", requirement)[0]
         pinned = re.sub(r"^([\w.-]+(\[[^]]*\])?)==([^+ ]+ )", r"\1===\3", requirement)
         (archives if name in sources else wheels).append(pinned)
@@ -62,7 +63,7 @@ def host_environment(folder: Path) -> Path:
         listing = folder / "requirements.txt"
         listing.write_text("\n".join(requirements) + "\n")
         subprocess.run([*install, *options, "-r", str(listing)], check=True, env=env)
-    ready.touch()
+    ready.write_text(lock)
     return python
 
 

@@ -75,12 +75,36 @@ def generate_against_loop(r: Result) -> str:
          for row in r["rows"]])
 
 
-def machine() -> str:
-    """The machine that this runs on."""
+def gpu_inference(r: Result) -> str:
+    """Methods by batch size on a GPU."""
+    methods = ("loop", "transformers generate", "generate.py eager", "generate.py compiled")
+    found = {(row["batch"], row["method"]): row for row in r["rows"]}
+    lines = []
+    for batch in sorted({row["batch"] for row in r["rows"]}):
+        cells = [speed(found.get((batch, method))) for method in methods]
+        share = found.get((batch, methods[-1]), {}).get("decode_mbu")
+        cells.append("" if share is None else f"{100 * share:.0f} %")
+        goal = " (goal MBU 60 %)" if batch == 1 else ""
+        lines.append(" | ".join([f"batch {batch}{goal}", *cells]))
+    header = (f"{r['device']}, {r['parameters'] / 1e9:.1f} B parameters, {r['dtype']}, "
+              f"{r['prompt_tokens']} + {r['new_tokens']} tokens | loop, tokens/s | plain `generate`"
+              " | `generate.py` | `generate.py`, compiled | MBU, compiled")
+    return rows(header, lines)
+
+
+def speed(row: Result | None) -> str:
+    """Tokens a second; why there is none; nothing for what was not measured."""
+    if row is None:
+        return ""
+    figure = str(row["error"]) if "error" in row else f"{row['tokens_per_s']:.0f}"
+    return figure + (" (not compiled)" if row.get("compiled") is False else "")
+
+
+def machine(gpu: str) -> str:
+    """The machine that this runs on, and the GPU of the results."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     release = re.search(r'PRETTY_NAME="(.*)"', Path("/etc/os-release").read_text())
-    gpu = "not run on a GPU yet"
     return rows("  |  ", [
         f"CPU | {os.cpu_count()} × {model.group(1) if model else platform.processor()}",
         f"memory | {memory:.0f} GiB",
@@ -90,7 +114,7 @@ def machine() -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "images": images, "imports": imports, "squashfs": squashfs,
-    "generate_against_loop": generate_against_loop,
+    "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
 }
 
 
@@ -105,7 +129,9 @@ def replace(text: str, name: str, table: str) -> str:
 def main() -> None:
     """Render every result that is there."""
     results, page = Path(sys.argv[1]), Path(sys.argv[2])
-    text = replace(page.read_text(), "machine", machine())
+    on_gpu = results / "gpu_inference.json"
+    gpu = json.loads(on_gpu.read_text())["device"] if on_gpu.exists() else "not run on a GPU yet"
+    text = replace(page.read_text(), "machine", machine(gpu))
     for name, table in TABLES.items():
         file = results / f"{name}.json"
         if file.exists():

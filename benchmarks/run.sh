@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run every benchmark that needs no GPU and put the figures into docs/performance.md: run.sh
+# Run every benchmark that this machine can run and put the figures into docs/performance.md: run.sh
 #
 # Each writes JSON to build/benchmarks/; a figure in the manual is never typed by hand.
 set -eu
@@ -7,11 +7,16 @@ home=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$home"
 results=build/benchmarks
 mkdir -p "$results"
-python3 benchmarks/launch.py --json "$results/launch.json"
+passed=0
+python3 benchmarks/launch.py --json "$results/launch.json" || passed=$?
 python3 benchmarks/imports.py --json "$results/imports.json"
 python3 benchmarks/images.py --clean true --json "$results/images.json"
 python3 benchmarks/squashfs.py --json "$results/squashfs.json"
 bin/llm-run --image llm-cpu python recipes/data/tiny.py --output build/demo/tiny-llama
 bin/llm-run --image llm-cpu python benchmarks/generate_against_loop.py \
     --model build/demo/tiny-llama --output "$results/generate_against_loop.json"
+if nvidia-smi -L >/dev/null 2>&1; then
+    bin/llm-run --gpu python benchmarks/gpu_inference.py --output "$results/gpu_inference.json"
+fi
 python3 benchmarks/render.py "$results" docs/performance.md
+exit "$passed"

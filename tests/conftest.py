@@ -26,7 +26,7 @@ def cpu_image() -> Path:
     """The image llm-cpu, built by `make test-images` beforehand."""
     path = image_path("llm", "cpu")
     if not path.exists():
-        pytest.skip(f"{path} is not built; make image VARIANT=cpu")
+        pytest.fail(f"{path} is not built; make image VARIANT=cpu")
     return path
 
 
@@ -35,7 +35,7 @@ def base_image() -> Path:
     """The image base."""
     path = image_path("base", "")
     if not path.exists():
-        pytest.skip(f"{path} is not built; make image IMAGE=base")
+        pytest.fail(f"{path} is not built; make image IMAGE=base")
     return path
 
 

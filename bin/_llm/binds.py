@@ -16,6 +16,7 @@ SHARED = frozenset(("/", "/opt", "/opt/llm", "/usr", "/usr/local", "/var", "/var
 OWN = frozenset(
     [
         *("/.singularity.d", "/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin"),
+        "/opt/llama.cpp",
         *("/sys", "/usr/bin", "/usr/include", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/sbin"),
         *("/usr/libexec", "/usr/share", "/usr/local/bin", "/usr/local/etc", "/usr/local/include"),
         *("/usr/local/lib", "/usr/local/sbin", "/usr/local/share", "/var/lib/apt", "/var/lib/dpkg"),

@@ -9,8 +9,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from _llm import apptainer
+from _llm import apptainer, unpack
 
+SUBORDINATE_IDS = ("/etc/subuid", "/etc/subgid")
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "afs", "ceph")
 
 
@@ -28,25 +29,43 @@ class Problem:
         return f"{kind}{self.what}\n  why: {self.why}\n  fix: {self.fix}"
 
 
-def run() -> list[Problem]:
-    """Return everything that keeps this user from running or building images here."""
-    found = [user_namespaces(), fuse_device(), subordinate_ids(), build_folder()]
+def run(program: str = "") -> list[Problem]:
+    """Return everything that keeps this user from running or building images here.
+
+    program: path of the Apptainer to use, "" for none.
+    """
+    found = [user_namespaces(program), fuse_device(), subordinate_ids(), build_folder()]
     return [problem for problem in found if problem]
 
 
-def user_namespaces() -> Problem | None:
-    """Unprivileged user namespaces: Apptainer without setuid stands on them."""
+def user_namespaces(program: str = "") -> Problem | None:
+    """Unprivileged user namespaces: Apptainer without setuid stands on them.
+
+    program: path of the Apptainer to use. Only a note where it runs images all the same: a setuid
+    one, or one of the system where AppArmor allows namespaces to programs with a profile.
+    """
+    if os.geteuid() == 0 and apptainer.has_all_capabilities():
+        return None
     if subprocess.run(["unshare", "--user", "--map-root-user", "true"], check=False,
                       capture_output=True).returncode == 0:
         return None
+    why = "Apptainer without setuid needs them to run any image"
     fix = "an administrator: sysctl -w user.max_user_namespaces=15000"
+    fatal = True
     if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         fix = "an administrator: sysctl -w kernel.unprivileged_userns_clone=1"
     elif _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         fix = ("an administrator installs Ubuntu's package apptainer (it carries an AppArmor "
                "profile), or: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0")
-    return Problem("unprivileged user namespaces are not available",
-                   "Apptainer without setuid needs them to run any image", fix)
+        if program and "/.tools/" not in os.path.realpath(program):
+            why = "AppArmor allows them to programs with a profile; Apptainer's package brings one"
+            fatal = False
+    if program and unpack.is_setuid(program):
+        why = "the setuid Apptainer runs images without them; some builds need them"
+        fatal = False
+    if not fatal:
+        fix = f"none needed, unless images don't start or can't be built; then {fix}"
+    return Problem("unprivileged user namespaces are not available", why, fix, fatal)
 
 
 def fuse_device() -> Problem | None:
@@ -61,27 +80,27 @@ def fuse_device() -> Problem | None:
 def may_use_subids() -> bool:
     """Whether this user can be several users in a namespace.
 
-    It takes a range in /etc/subuid and /etc/subgid and, but for root, a newuidmap that is setuid
-    and belongs to root, which no unpacked copy can be.
+    It takes a range in /etc/subuid and /etc/subgid and, but for root, a newuidmap with root's
+    rights, which no unpacked copy has.
     """
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    if not all(_has_range(path, user) for path in ("/etc/subuid", "/etc/subgid")):
+    user = _user_name()
+    if not all(_has_range(path, user) for path in SUBORDINATE_IDS):
         return False
     if os.geteuid() == 0:
         return True
     path = apptainer.find_program("newuidmap", os.environ.get("PATH", "") or os.defpath)
-    return bool(path) and os.stat(path).st_uid == 0 and bool(os.stat(path).st_mode & stat.S_ISUID)
+    return bool(path) and _is_privileged(path)
 
 
 def subordinate_ids() -> Problem | None:
     """Say that builds use the fakeroot program, and what would make them simpler and faster."""
     if (os.geteuid() == 0 and apptainer.has_all_capabilities()) or may_use_subids():
         return None
-    user = pwd.getpwuid(os.geteuid()).pw_name
+    user = _user_name()
     return Problem(
         f"user {user} has no subordinate ids to build images with",
-        "no range in /etc/subuid and /etc/subgid, or no setuid newuidmap; images are built with "
-        "the fakeroot program instead, which takes longer",
+        "no range in /etc/subuid and /etc/subgid, or no privileged newuidmap; images are built "
+        "with the fakeroot program instead, which takes longer",
         "none needed. For faster builds an administrator: apt-get install uidmap && usermod "
         f"--add-subuids 100000-165535 --add-subgids 100000-165535 {user}", fatal=False)
 
@@ -101,13 +120,15 @@ def ensure_root_subids() -> None:
 
     Only these two lists of id ranges change, by appending a line; it is said on standard output.
     """
-    for path in ("/etc/subuid", "/etc/subgid"):
+    for path in SUBORDINATE_IDS:
         if _has_range(path, "root"):
             continue
         taken = [line.split(":") for line in _read(path).splitlines() if line.count(":") == 2]
         start = max([int(first) + int(count) for _, first, count in taken] + [100000])
-        with open(path, "a") as stream:
-            stream.write(f"root:{start}:65536\n")
+        with open(path, "a+") as stream:
+            stream.seek(0)
+            end = "" if stream.read()[-1:] in ("", "\n") else "\n"
+            stream.write(f"{end}root:{start}:65536\n")
         print(f"setup: added 'root:{start}:65536' to {path} (this root lacks capabilities, so "
               "images are built in a user namespace)")
 
@@ -134,6 +155,25 @@ def apptainer_version(path: str) -> str:
     """Version of an Apptainer program, as `1.4.5`."""
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return done.stdout.strip().split()[-1] if done.stdout.strip() else "of unknown version"
+
+
+def _user_name() -> str:
+    """Name of this user, the number where the user database doesn't know it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _is_privileged(path: str) -> bool:
+    """Whether a program runs as root: by setuid, or by capabilities of the file (Red Hat's)."""
+    status = os.stat(path)
+    if status.st_uid == 0 and status.st_mode & stat.S_ISUID:
+        return True
+    try:
+        return bool(os.getxattr(path, "security.capability"))
+    except OSError:
+        return False
 
 
 def _has_range(path: str, user: str) -> bool:

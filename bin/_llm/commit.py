@@ -10,7 +10,20 @@ import os
 
 
 def read_commit(home: str) -> str:
-    """Return the commit that is checked out in `home`, as 40 hexadecimal digits, or ""."""
+    """Return the commit of the checkout or installation `home`, 40 hexadecimal digits, or ""."""
+    return _checked_out(home) or _installed(home)
+
+
+def _installed(home: str) -> str:
+    """Return what `make install` wrote down."""
+    try:
+        commit = _read(os.path.join(home, ".commit"))
+    except OSError:
+        return ""
+    return "" if commit.strip("0123456789abcdef") else commit
+
+
+def _checked_out(home: str) -> str:
     try:
         folder, common = _git_folders(home)
         head = _read(os.path.join(folder, "HEAD"))

@@ -86,8 +86,7 @@ def debian_mirrors(env: dict[str, str], configured: str = "") -> dict[str, str]:
         raise LLMError(
             "no Debian mirror is known",
             "the images are made of Debian packages and this host's APT names no Debian archive",
-            "set LLM_DEBIAN_MIRROR='URL-of-debian URL-of-debian-security', or start from a "
-            "registry: BASE=docker://…",
+            "set LLM_DEBIAN_MIRROR='URL-of-debian URL-of-debian-security'",
         )
     main = archives[0].uri
     security = [a.uri for a in archives if a.suite.endswith("-security")]
@@ -170,7 +169,7 @@ class PrivateApt:
                 "apt-get", "indextargets", "--format", "$(FILENAME)",
                 "Created-By: Packages", f"Release: {archive.suite}",
             )
-            for filename in targets.split():
+            for filename in targets.splitlines():
                 text = self.run("/usr/lib/apt/apt-helper", "cat-file", filename)
                 for record in _stanzas(text):
                     package = Package(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import ssl
 import tempfile
@@ -46,7 +47,7 @@ def fetch_file(uri: str, sha256: str, target: Path, what: str, gone: str) -> Pat
             reason = f"{uri.rsplit('/', 1)[-1]}: HTTP status {error.code}"
             if error.code in (403, 404, 410):
                 raise LLMError(f"cannot fetch {what}", reason, gone) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error))
             if uri.startswith("file:") or isinstance(error, PermissionError):
                 raise LLMError(f"cannot fetch {what}", reason, gone) from None

@@ -9,18 +9,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from _llm import setup
 from _llm.apptainer import exec_flags
 from _llm.errors import LLMError
+from _llm.gpus import find_gpus, variants_for
 from _llm.images import build as builder
 from _llm.images import pip_settings
 from _llm.images.catalog import image_names, load_image, variants_of
@@ -30,8 +33,6 @@ from _llm.images.steps import absolute_base
 from _llm.settings import Settings, load_settings
 
 HOME = Path(__file__).resolve().parent.parent.parent
-# CUDA 13 needs this driver; CUDA 12 the other (NVIDIA's compatibility table).
-DRIVER_CUDA13, DRIVER_CUDA12 = 580, 525
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--cuda-architectures", default="", help="such as '80 90'; empty: the site "
                         "profile's, else this machine's GPUs")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    end_like_ctrl_c()
     settings = load_settings(os.environ, str(HOME))
     containers = HOME / "containers"
     if options.command == "lock":
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str]) -> int:
             for key, value in sorted(builder.inputs_of(image, request).items()):
                 print(f"{key}: {value}")
         else:
+            if not builder.target_of(image, request).exists():
+                request = replace(request, fakeroot=setup.ensure_fakeroot())
             print(builder.build(image, request))
     return 0
 
@@ -99,7 +102,7 @@ def make_request(
         cache=Path(settings.get("paths", "cache")) / "build",
         apptainer=setup.ensure_apptainer(), flags=exec_flags(),
         base=absolute_base(base),
-        fakeroot=setup.ensure_fakeroot(),
+        fakeroot=setup.find_fakeroot(),
         architectures=tuple(words),
         mirror=" ".join(settings.items("container", "debian_mirror")),
     )
@@ -108,7 +111,7 @@ def make_request(
 def wanted_variants(
     containers: Path, name: str, asked: str, settings: Settings,
 ) -> list[str]:
-    """The variants to build: asked for, the site profile's, by the driver that is here, else cpu.
+    """The variants to build: asked for, the site profile's, for the GPU that is here, else cpu.
 
     Raises LLMError where the profile says that the site has GPUs and this machine shows none: a
     login node is no proof of a site without GPUs.
@@ -120,29 +123,17 @@ def wanted_variants(
     profile = settings.items("container", "variants")
     if profile:
         return profile
-    driver = nvidia_driver()
-    if driver >= DRIVER_CUDA13:
-        return ["cuda13"]
-    if driver >= DRIVER_CUDA12:
-        return ["cuda12"]
+    gpus = find_gpus(os.environ)
+    if gpus.usable:
+        return variants_for(gpus, None)[:1]
     model, count = settings.get("gpus", "model"), settings.get("gpus", "per_node")
-    if (model or count not in ("", "0")) and not driver:
+    if model or count not in ("", "0"):
         raise LLMError(
             "which variant?", f"the site profile '{settings.site}' has GPUs ({model or count}) "
-            "and this machine shows no driver that would tell which",
+            "and this machine shows none that would tell which",
             f"make image IMAGE={name} VARIANT=cuda13   (driver 580 or newer; else cuda12 or cpu)",
         )
     return ["cpu"]
-
-
-def nvidia_driver() -> int:
-    """Major version of the NVIDIA driver that is loaded here, 0 without one."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return 0
-    numbers = [word for word in text.split() if word.replace(".", "").isdigit() and "." in word]
-    return int(numbers[0].split(".")[0]) if numbers else 0
 
 
 def gpus_here() -> dict[str, str]:
@@ -155,8 +146,16 @@ def gpus_here() -> dict[str, str]:
     return {name.strip(): capability.strip() for name, capability in rows}
 
 
+def end_like_ctrl_c() -> None:
+    """Let SIGTERM end a build as Ctrl-C does, and a lost terminal too unless nohup ignores it."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _as_interrupt)
+
+
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a build as Ctrl-C does: what is half done is removed."""
+    """What is half done is removed."""
     del frame
-    print(f"image: signal {number}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"image: signal {number}", file=sys.stderr)
     raise KeyboardInterrupt

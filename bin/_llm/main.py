@@ -25,9 +25,19 @@ def main() -> int:
     try:
         # importlib.import_module does the same, but its import costs time at every start.
         __import__(PROGRAMS[name])
-        return int(sys.modules[PROGRAMS[name]].main(sys.argv[2:]))
+        status = int(sys.modules[PROGRAMS[name]].main(sys.argv[2:]))
+        sys.stdout.flush()
+        return status
     except LLMError as error:
         return report(name, [error])
+    except BrokenPipeError:  # `llm-run --help | head`
+        # Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = f"{error.filename} can't be used" if error.filename else "the system refused"
+        fix = "correct its permissions or make room; LLM_CACHE_DIR, LLM_IMAGE_DIR name other ones"
+        return report(name, [LLMError(what, error.strerror or str(error), fix)])
     except KeyboardInterrupt:
         # Die of the signal itself, so that a calling shell or make sees an interruption.
         import signal

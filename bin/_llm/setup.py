@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _llm import apptainer, checks
-from _llm.debian import Archive, PrivateApt, fetch, host_archives, unpack
+from _llm.debian import Archive, PrivateApt, debian_mirrors, fetch, host_archives, unpack
 from _llm.errors import LLMError
 from _llm.settings import load_settings
 
@@ -35,6 +36,7 @@ PROGRAMS = ("usr/bin/apptainer", "usr/lib/*/apptainer/bin/starter", "usr/bin/mks
             "usr/bin/newgidmap", "usr/sbin/mount.fuse3")
 UPSTREAM_INSTALLER = ("https://raw.githubusercontent.com/apptainer/apptainer/main/tools/"
                       "install-unprivileged.sh")
+UPSTREAM_NEEDS = ("curl", "rpm2cpio", "cpio")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,33 +59,52 @@ def main(arguments: Sequence[str]) -> int:
     if unknown:
         raise LLMError(f"setup knows no '{unknown[0]}'", "its options are --check, --show-packages "
                        "NAME and --pip-wheel", "make setup")
+    path = ""
     if "--check" not in arguments:
-        ensure_apptainer()
+        path = ensure_apptainer()
         ensure_build_tools()
-    problems = checks.run()
+    else:
+        try:
+            path = find_apptainer()
+        except LLMError as error:
+            print(f"setup: {error}", file=sys.stderr)
+    problems = checks.run(path)
     for problem in problems:
         print(f"setup: {problem}", file=sys.stderr)
+    if not path or any(problem.fatal for problem in problems):
+        return 2
     if not problems:
-        path = apptainer.find_apptainer(os.environ, str(HOME)).path
         print(f"setup: {path} {checks.apptainer_version(path)} is ready")
-    return 2 if any(problem.fatal for problem in problems) else 0
+    return 0
+
+
+def configured_apptainer() -> str:
+    """What LLM_APPTAINER or the site profile's `[container] apptainer` names, "" for neither."""
+    return load_settings(os.environ, str(HOME)).get("container", "apptainer")
+
+
+def find_apptainer() -> str:
+    """Return the path of the Apptainer that llm-run would use. Raises LLMError for none."""
+    return apptainer.find_apptainer(os.environ, str(HOME), configured_apptainer()).path
 
 
 def ensure_apptainer() -> str:
-    """Return the path of an Apptainer, installed first where there is none."""
+    """Return the path of an Apptainer, installed first where there is none and none is named."""
     try:
-        return apptainer.find_apptainer(os.environ, str(HOME)).path
+        return find_apptainer()
     except LLMError:
-        pass
-    if os.environ.get("LLM_APPTAINER"):
-        return apptainer.find_apptainer(os.environ, str(HOME)).path
+        if configured_apptainer():
+            raise
     for step in (install_system_package, install_newer_debian, install_upstream):
         if step():
-            return apptainer.find_apptainer(os.environ, str(HOME)).path
+            return find_apptainer()
+    missing = [name for name in UPSTREAM_NEEDS if not shutil.which(name)]
+    upstream = (f"installer needs {' and '.join(missing)} (not on PATH)" if missing
+                else "release could not be fetched")
     raise LLMError(
         "Apptainer could not be installed",
         "no package of the distribution, no Debian archive in APT's configuration, and upstream's "
-        "release could not be fetched",
+        + upstream,
         "an administrator runs: apt-get install apptainer   (or: dnf install epel-release && dnf "
         "install apptainer)\nor use images that an administrator built: LLM_IMAGE=/path/to/x.sif",
     )
@@ -128,6 +149,7 @@ def install_newer_debian() -> bool:
     folder = TOOLS / "apptainer"
     part = TOOLS / f".apptainer-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
+    remove_stale_parts()
     mirrors = {"main": host_archives()[0].uri}
     apt = newer_apt()
     patchelf = ensure_debian_tool("patchelf", "usr/bin/patchelf")
@@ -137,6 +159,17 @@ def install_newer_debian() -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return True
+
+
+def remove_stale_parts() -> None:
+    """Remove what an unpacking left behind that was interrupted: its process is gone."""
+    for part in TOOLS.glob(".apptainer-*"):
+        try:
+            os.kill(int(part.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(part, ignore_errors=True)
+        except (OSError, ValueError):
+            pass
 
 
 def relocate(part: Path, folder: Path, patchelf: Path) -> None:
@@ -175,7 +208,7 @@ def relocate(part: Path, folder: Path, patchelf: Path) -> None:
 
 def install_upstream() -> bool:
     """Run upstream's own unprivileged installer where the network reaches it."""
-    if not (shutil.which("curl") and shutil.which("rpm2cpio") and shutil.which("cpio")):
+    if not all(shutil.which(name) for name in UPSTREAM_NEEDS):
         return False
     script = subprocess.run(["curl", "-fsSL", "--max-time", "60", UPSTREAM_INSTALLER],
                             capture_output=True, check=False)
@@ -183,41 +216,70 @@ def install_upstream() -> bool:
         return False
     folder = TOOLS / "apptainer"
     part = folder / "upstream"
+    # The installer refuses what an interrupted one left behind.
+    shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(["bash", "-s", "-", str(part)], input=script.stdout, check=False)
     if done.returncode:
         return False
-    for name, target in (("usr/bin", part / "bin"), ("here", folder.resolve())):
-        link = folder / name
-        link.parent.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    # Builds look for mksquashfs beside apptainer. No link: it is a script that goes by its folder.
+    packer = part / "bin" / "mksquashfs"
+    program = part.resolve() / os.uname().machine / "utils" / "bin" / "mksquashfs"
+    packer.write_text(f'#!/bin/sh\nexec {shlex.quote(str(program))} "$@"\n')
+    packer.chmod(0o755)
+    (folder / "usr").mkdir()
+    for name, target in (("usr/bin", part / "bin"), ("bin", part / "bin"),
+                         ("here", folder.resolve())):
+        (folder / name).symlink_to(target)
     return True
 
 
 def ensure_build_tools() -> None:
-    """Have what building an image needs: as root a range of ids, else maybe fakeroot."""
+    """Have what building an image needs: as root a range of ids, else maybe fakeroot.
+
+    A missing fakeroot is only a note: who has an image builds none.
+    """
     if os.geteuid() == 0 and not apptainer.has_all_capabilities():
         checks.ensure_root_subids()
-    ensure_fakeroot()
+    try:
+        ensure_fakeroot()
+    except LLMError as error:
+        print(f"setup: note: images can't be built here: {error}", file=sys.stderr)
+
+
+def needs_fakeroot() -> bool:
+    """Whether builds need the fakeroot program here."""
+    is_root = os.geteuid() == 0 and apptainer.has_all_capabilities()
+    return not is_root and not checks.may_use_subids()
+
+
+def find_fakeroot() -> str:
+    """Return the folder of a fakeroot program where builds need one here and it is there, or ""."""
+    search = f"{os.environ.get('PATH', os.defpath)}:{TOOLS}/debian/usr/bin"
+    found = shutil.which("fakeroot", path=search)
+    return os.path.dirname(found) if found and needs_fakeroot() else ""
 
 
 def ensure_fakeroot() -> str:
-    """Return the folder of a fakeroot program where builds need one here, else ""."""
-    if (os.geteuid() == 0 and apptainer.has_all_capabilities()) or checks.may_use_subids():
+    """Return the folder of a fakeroot program where builds need one here, else "".
+
+    Raises LLMError where it is missing and can't be had.
+    """
+    if not needs_fakeroot():
         return ""
     found = shutil.which("fakeroot")
     if found:
         return os.path.dirname(found)
+    ensure_debian_tool("fakeroot", "usr/bin/fakeroot-sysv", ("libfakeroot",))
     folder = TOOLS / "debian" / "usr"
+    library = next(folder.glob("lib/*/libfakeroot"))
+    text = (folder / "bin" / "fakeroot-sysv").read_text()
+    for name, value in (("FAKEROOT_PREFIX", folder), ("FAKEROOT_BINDIR", folder / "bin"),
+                        ("PATHS", library)):
+        text = re.sub(rf"(?m)^{name}=.*$", f"{name}='{value}'", text)
     script = folder / "bin" / "fakeroot"
-    if not script.exists():
-        ensure_debian_tool("fakeroot", "usr/bin/fakeroot-sysv", ("libfakeroot",))
-        library = next(folder.glob("lib/*/libfakeroot"))
-        text = (folder / "bin" / "fakeroot-sysv").read_text()
-        for name, value in (("FAKEROOT_PREFIX", folder), ("FAKEROOT_BINDIR", folder / "bin"),
-                            ("PATHS", library)):
-            text = re.sub(rf"(?m)^{name}=.*$", f"{name}='{value}'", text)
+    # Its paths are absolute: a checkout that was moved needs another one.
+    if not script.exists() or script.read_text() != text:
         script.write_text(text)
         script.chmod(0o755)
     return str(folder / "bin")
@@ -241,9 +303,8 @@ def ensure_debian_tool(name: str, program: str, also: Sequence[str] = ()) -> Pat
         apt = PrivateApt(TOOLS / "apt" / archives[0].suite, archives)
         apt.update()
         packages = [p for p in apt.resolve([name]) if p.name in (name, *also)]
-        mirrors = {"main": archives[0].uri, "security": archives[-1].uri}
         for package in packages:
-            unpack(fetch(package, mirrors, cache_folder() / "debian"), folder)
+            unpack(fetch(package, debian_mirrors({}), cache_folder() / "debian"), folder)
     return folder / program
 
 

@@ -54,7 +54,12 @@ def can_mount(apptainer: Apptainer) -> bool:
         pass
     if os.geteuid() == 0 and "--userns" not in apptainer.exec_flags:
         return True
-    prefix = os.path.dirname(os.path.dirname(os.path.realpath(apptainer.path)))
+    return is_setuid(apptainer.path)
+
+
+def is_setuid(program: str) -> bool:
+    """Say whether an Apptainer is a setuid installation, which needs no user namespace."""
+    prefix = os.path.dirname(os.path.dirname(os.path.realpath(program)))
     for folder in ("libexec/apptainer", "lib/x86_64-linux-gnu/apptainer", "libexec/singularity"):
         try:
             starter = os.stat(os.path.join(prefix, folder, "bin", "starter-suid"))

@@ -6,7 +6,7 @@ import os
 import stat
 
 from _llm.binds import Bind, Binds, belongs_to_image, is_inside, parse_bind, parse_one
-from _llm.environment import CERTIFICATES, set_cache_folders
+from _llm.environment import CACHES_OF_USERS, CERTIFICATES, set_cache_folders
 from _llm.errors import LLMError
 from _llm.values import user_home
 
@@ -87,6 +87,12 @@ def home_folder(env: Mapping[str, str]) -> str:
             "its path has a colon, which Apptainer cannot express",
             "export HOME=/another/folder",
         )
+    if user != "/" and (belongs_to_image(user) or belongs_to_image(os.path.realpath(user))):
+        raise LLMError(
+            f"the home folder {user} cannot be shown in the image",
+            "the image has a folder of its own there, with its own programs",
+            "export HOME=/another/folder",
+        )
     return user
 
 
@@ -147,6 +153,27 @@ def local_folder(settings: Settings) -> str:
     return folder
 
 
+def make_cache_folders(env: Mapping[str, str], user: str) -> None:
+    """Make the cache folders that the user has set: what does not exist cannot be shown.
+
+    user: the home folder, which is shown as it is. Raises LLMError when one cannot be made.
+    """
+    for name in CACHES_OF_USERS:
+        folder = env.get(name, "")
+        if name == "HF_TOKEN_PATH" or not folder.startswith("/") or belongs_to_image(folder):
+            continue
+        if user != "/" and is_inside(folder, user):
+            continue
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise LLMError(
+                f"the cache folder {folder} cannot be made",
+                f"{error.strerror} (from the environment variable {name})",
+                f"choose another one: export {name}=/path/with/room",
+            ) from None
+
+
 def show_folders(
     settings: Settings,
     env: Mapping[str, str],
@@ -159,8 +186,10 @@ def show_folders(
     """Return the binds of every folder that exists and is no folder of the image itself.
 
     home: the checkout or installation. user: the user's home folder, which Apptainer's --home
-    shows; here it only keeps folders below it from being bound again.
+    shows; here it only keeps folders below it from being bound again. Raises LLMError when a cache
+    folder that the user has set cannot be made.
     """
+    make_cache_folders(env, user)
     binds = Binds()
     if user != "/":
         binds.shown.append(Bind(user, user))
@@ -170,11 +199,14 @@ def show_folders(
     folders = [cwd, recipes if belongs_to_image(os.path.realpath(home)) else home, cache, local]
     folders += [settings.get("paths", key) for key in ("data", "scratch", "ramdisk")]
     folders += [env.get("TMPDIR", ""), *set_cache_folders(env)]
+    wanted = [(folder, True) for folder in settings.items("paths", "models")]
     for folder in folders:
         if folder.startswith("/") and (folder == recipes or not belongs_to_image(folder)):
-            binds.show(folder)
-    for folder in settings.items("paths", "models"):
-        binds.show(folder, read_only=True)
+            wanted.append((folder, False))
+    # A mount hides what an earlier one put below it, so parents come first: models below data stay
+    # read-only, and a working directory below the models stays writable.
+    for folder, read_only in sorted(wanted, key=lambda item: os.path.realpath(item[0]).count("/")):
+        binds.show(folder, read_only)
     for text in settings.items("paths", "binds"):
         if parse_one(text):
             for bind in parse_bind(text):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.generation_options import option_faults
+from llm_recipes.prompts import read_prompts, style_faults
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from llm_recipes.models import LoadedModel, ModelSize
     from llm_recipes.prompts import Prompt
 
-STEPS_WORTH_COMPILING = 2000  # compiling an 8B model takes about as long as it saves by then
+LARGER = "use a device with more memory, or a smaller or quantized model"
 # Settings that change no answer beyond rounding: a run may be continued with others.
 FREE_TO_CHANGE = frozenset(
     {"model", "adapter", "prompt", "prompts", "chat", "output", "overwrite", "stream", "dtype"}
@@ -111,11 +112,10 @@ def generate(
         trust_remote_code: Run Python code that the model brings along, with your rights.
     """
     settings = dict(locals())
-    raise_all(option_faults(settings))
+    raise_all(option_faults(settings) + style_faults(prompt_style, chat, system))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from llm_recipes import device as devices
     from llm_recipes.model_folder import find_adapter, find_model
-    from llm_recipes.prompts import read_prompts
 
     asked = [] if chat else read_prompts(prompt, prompts)
     folder = find_model(model)
@@ -132,7 +132,7 @@ def hold_chat(plan: Plan) -> int:
     from llm_recipes.chat import converse
 
     loaded = load(plan)
-    decoder = make_decoder(plan, loaded, completions=0)
+    decoder = make_decoder(plan, loaded, [])
     style, system = plan.settings["prompt_style"], plan.settings["system"]
     return converse(decoder, loaded.tokenizer, style, system)
 
@@ -159,10 +159,10 @@ def answer_prompts(plan: Plan, asked: Sequence[Prompt]) -> int:
     with open_answers(
         output, record["made_with"], contents, earlier, settings["overwrite"]
     ) as answers:
-        if all(key in answers.done for key in order) and output.exists():
+        if answers.finished and all(key in answers.done for key in order):
             say(f"nothing to do: {output} has all {len(order)} answers")
             return 0
-        return fill(plan, asked, order, answers, record, record_path(output))
+        return fill(plan, asked, order, answers, record, output)
 
 
 def fill(
@@ -171,10 +171,10 @@ def fill(
     order: Sequence[Key],
     answers: Answers | PrintedAnswers,
     record: dict[str, Any],
-    record_file: Path | None,
+    output: Path | None,
 ) -> int:
     """Make the missing answers; whatever ends this, what was reached is kept and recorded."""
-    from llm_recipes.device import peak_memory_bytes
+    from llm_recipes.device import memory_errors, peak_memory_bytes
     from llm_recipes.models import measure_size
     from llm_recipes.summary import describe, generation_metrics
 
@@ -182,44 +182,67 @@ def fill(
     status = "failed"
     try:
         if not missing:  # a run was stopped between its last answer and the final file
-            record["output_digest"] = answers.finish(order)
-            status = "complete"
+            finish(answers, order, record, output)
             return 0
         peak = peak_of(plan)
         loaded = load(plan)
-        decoder = make_decoder(plan, loaded, completions=len(missing))
-        requests = make_requests(plan, asked, missing, loaded, decoder)
-        size = measure_size(loaded.model)
+        requests = make_requests(plan, asked, missing, loaded)
+        decoder = make_decoder(plan, loaded, requests)
+        with memory_errors("a first token was computed", LARGER):
+            size = measure_size(loaded.model)
         try:
             complete(plan, asked, requests, decoder, size, answers)
         finally:
             memory = peak_memory_bytes(plan.device)
             record["metrics"] = generation_metrics(loaded, size, decoder.work, peak, memory)
             record["model"] = describe_model(plan, loaded, size)
-        record["output_digest"] = answers.finish(order)
-        status = "complete"
+        finish(answers, order, record, output)
         say(describe(record["metrics"]))
     except (KeyboardInterrupt, Terminated):
         status = "interrupted"
-        if record_file is not None:
+        if output is not None:
             say(f"{len(answers.done)} of {len(order)} answers are kept: the same command goes on")
         raise
     finally:
         record["metrics"]["answers"] = len(answers.done)
-        if record_file is not None:
-            keep_record(record_file, record, status)
+        if output is not None and record["status"] != "complete":
+            record_unfinished(output, record, status)
     return 0
 
 
-def keep_record(path: Path, record: dict[str, Any], status: str) -> None:
-    """Write the run record; the error that ended a run must not be hidden by another one here."""
-    from llm_recipes.record import write_record
+def finish(
+    answers: Answers | PrintedAnswers,
+    order: Sequence[Key],
+    record: dict[str, Any],
+    output: Path | None,
+) -> None:
+    """Give the answers their final name, and the record just before: no file is without one."""
+    from llm_recipes.record import is_recorded, record_path, write_record
 
+    def keep(output_digest: str) -> None:
+        assert output is not None
+        record["metrics"]["answers"] = len(order)
+        record["output_digest"] = output_digest
+        # Nothing was generated: a run was stopped after its record, which has the measurements.
+        if not record["model"] and is_recorded(record_path(output), record):
+            record["status"] = "complete"
+        else:
+            write_record(record_path(output), record, "complete")
+
+    answers.finish(order, keep)
+
+
+def record_unfinished(output: Path, record: dict[str, Any], status: str) -> None:
+    """Write the record of a run that did not get to its end."""
+    from llm_recipes.record import is_recorded, record_path, write_record
+
+    # With --overwrite the old file stays, and the record that is its own. And a run that is
+    # stopped after it has written its record has only to rename the file.
+    if os.path.exists(output) or is_recorded(record_path(output), record):
+        return
     try:
-        write_record(path, record, status)
-    except LLMError as fault:
-        if status == "complete":
-            raise
+        write_record(record_path(output), record, status)
+    except LLMError as fault:  # it must not hide what ended the run
         say(str(fault))
 
 
@@ -249,25 +272,30 @@ def peak_of(plan: Plan) -> Peak:
 
 def load(plan: Plan) -> LoadedModel:
     """The model and tokenizer on the device."""
+    from llm_recipes.device import memory_errors
     from llm_recipes.models import load_model
 
     say(f"loading {plan.folder.path} ({plan.folder.bytes / 1e9:.3g} GB) on {plan.device}")
     trust = plan.settings["trust_remote_code"]
-    return load_model(plan.folder, plan.adapter, plan.device, plan.precision, trust)
+    with memory_errors("the model was loaded", LARGER):
+        return load_model(plan.folder, plan.adapter, plan.device, plan.precision, trust)
 
 
-def make_decoder(plan: Plan, loaded: LoadedModel, completions: int) -> Decoder:
-    """What completes batches, with the command line's limits and sampling."""
+def make_decoder(plan: Plan, loaded: LoadedModel, requests: Sequence[Request]) -> Decoder:
+    """What completes batches, with the command line's limits and sampling; requests: if known."""
+    from llm_recipes.batching import worth_compiling
     from llm_recipes.decoding import Decoder, DecodeSettings
     from llm_recipes.models import context_length, stop_token_ids
     from llm_recipes.running_batch import takes_ready_mask
     from llm_recipes.sampling import Sampling
 
     o = plan.settings
-    rows = 64 if o["batch_size"] == "auto" else o["batch_size"]
-    steps = o["max_new_tokens"] * -(-completions // rows)
+    rows = None if o["batch_size"] == "auto" else o["batch_size"]
+    lengths = [len(request.token_ids) for request in requests]
     compiled = o["compile"] == "on" or (
-        o["compile"] == "auto" and plan.device.type == "cuda" and steps >= STEPS_WORTH_COMPILING
+        o["compile"] == "auto"
+        and plan.device.type == "cuda"
+        and worth_compiling(lengths, o["max_new_tokens"], rows)
     )
     if compiled and not takes_ready_mask(loaded.model.config, longest=1):
         say(f"--compile has no effect on {loaded.model.config.model_type} models")
@@ -290,10 +318,10 @@ def make_requests(
     asked: Sequence[Prompt],
     missing: Sequence[Key],
     loaded: LoadedModel,
-    decoder: Decoder,
 ) -> list[Request]:
     """Token ids of each missing answer's prompt; all prompts that are too long at once."""
     from llm_recipes.decoding import Request
+    from llm_recipes.models import context_length
     from llm_recipes.prompts import render
 
     style, system = plan.settings["prompt_style"], plan.settings["system"]
@@ -301,7 +329,7 @@ def make_requests(
     ids = {
         p.key: tuple(render(p, loaded.tokenizer, style, system)) for p in asked if p.key in wanted
     }
-    context = decoder.settings.context
+    context = context_length(loaded.model)
     faults = [
         LLMError(
             f"prompt {p.id!r}{f' ({p.where})' if p.where else ''} is too long",
@@ -345,9 +373,15 @@ def complete(
 
 def stream_texts(requests: Sequence[Request], decoder: Decoder) -> None:
     """Show completions while they are generated, one after the other."""
+    from llm_recipes.batching import complete_one
+
     for request in requests:
-        for _ in decoder.complete([request], on_text=lambda t: print(t, end="", flush=True)):
+        try:
+            complete_one(decoder, request, lambda text: print(text, end="", flush=True))
+        except LLMError:  # its message begins a line
             print(flush=True)
+            raise
+        print(flush=True)
 
 
 def as_answer(prompt: Prompt, completion: Completion) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The file of answers: JSON Lines that grow while a run goes on and survive whatever ends it.
 
 While a run goes on, answers are appended to `NAME.partial` (its first line says which settings
-made them); once all are there, they are sorted into the prompts' order and renamed to `NAME`. The
-same command continues a partial file; other settings are refused, with what differs.
+made them). Once all are there, they are sorted into the prompts' order, the run's record is
+written, the file gets the name `NAME`, and only then the partial file goes: a run that is stopped
+anywhere in between can be ended by the same command. That command continues a partial file; other
+settings are refused, with what differs.
 
     from llm_recipes.answers import open_answers
 """
@@ -14,14 +16,14 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
-from llm_recipes.files import write_fault, write_text
+from llm_recipes.files import staged_text, write_fault
 
 HEADER = "made_with"
 Key = tuple[str, int]  # the prompt's id as JSON, and the sample's number
@@ -33,12 +35,18 @@ def answer_key(answer: Mapping[str, Any]) -> Key:
 
 
 class Answers:
-    """An open file of answers. `done` holds what earlier runs have written."""
+    """An open file of answers. `done` holds what earlier runs have written.
 
-    def __init__(self, path: Path, partial: Path, file: FileIO, done: dict[Key, Any]) -> None:
+    finished: all of it is in the file with the final name, and nothing else is to be done to it.
+    """
+
+    def __init__(
+        self, path: Path, partial: Path, file: FileIO, done: dict[Key, Any], finished: bool
+    ) -> None:
         self.path = path
         self.partial = partial
         self.done = done
+        self.finished = finished
         self.appended = 0
         self._file = file
 
@@ -53,15 +61,21 @@ class Answers:
         self.done[answer_key(answer)] = answer
         self.appended += 1
 
-    def finish(self, order: Sequence[Key]) -> str:
-        """Write all answers in this order to the final name; the SHA-256 of the file.
+    def finish(self, order: Sequence[Key], keep: Callable[[str], None]) -> None:
+        """Write all answers in this order to the final name; then the partial file goes away.
 
-        The partial file goes away.
+        Args:
+            order: Every answer.
+            keep: Writes the run's record; it gets the SHA-256 of the file before the file has its
+                name, so that the file is never without its record.
         """
-        lines = [json.dumps(self.done[key], ensure_ascii=False) + "\n" for key in order]
-        write_text(self.path, "".join(lines))
-        self.partial.unlink(missing_ok=True)
-        return sha256("".join(lines).encode()).hexdigest()
+        text = "".join(json.dumps(self.done[key], ensure_ascii=False) + "\n" for key in order)
+        with staged_text(self.path, text):
+            keep(sha256(text.encode()).hexdigest())
+        try:
+            self.partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_fault(self.partial, error) from error
 
 
 class PrintedAnswers:
@@ -78,8 +92,8 @@ class PrintedAnswers:
             key = self._waiting.pop()
             print(json.dumps(self.done[key], ensure_ascii=False), flush=True)
 
-    def finish(self, order: Sequence[Key]) -> None:
-        """Print what is left: after an interruption there are gaps."""
+    def finish(self, order: Sequence[Key], keep: Callable[[str], None]) -> None:
+        """Print what is left: after an interruption there are gaps. There is no record to keep."""
         for key in order:
             if key in self._waiting and key in self.done:
                 print(json.dumps(self.done[key], ensure_ascii=False), flush=True)
@@ -111,34 +125,65 @@ def open_answers(
     """
     partial = path.with_name(path.name + ".partial")
     done: dict[Key, Any] = {}
-    if path.is_dir():
+    finished = False
+    if os.path.isdir(path):  # unlike Path.is_dir it raises nothing for closed folders
         raise LLMError(f"{path} is a folder", fix=f"name a file: --output {path}/answers.jsonl")
-    if path.exists() and not overwrite:
-        done = _read_finished(path, made_with, contents, record)
+    there = None if overwrite else _read_output(path)
     with _open_locked(partial) as file:
         header, rows = _read_partial(file)
+        if there is not None and not (header == made_with and _is_made_of(rows, there)):
+            try:
+                done = _read_finished(path, there, made_with, contents, record)
+            except LLMError:
+                if file.seek(0, os.SEEK_END) == 0:  # made just now
+                    partial.unlink(missing_ok=True)
+                raise
+            finished = not rows
         if header is not None and not (overwrite and header != made_with):
             _refuse_differences(partial, header, made_with, rows, contents)
             done.update({answer_key(row): row for row in rows})
         else:
             _write_header(file, partial, made_with)
-        answers = Answers(path, partial, file, done)
+        answers = Answers(path, partial, file, done, finished)
         try:
             yield answers
         finally:
             with contextlib.suppress(OSError):
                 os.fsync(file.fileno())
             if not rows and not answers.appended:  # nothing but its header
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+
+
+def _read_output(path: Path) -> bytes | None:
+    """What the file with the final name holds, None if there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LLMError(f"cannot read {path}", reason, "choose another --output") from None
+
+
+def _is_made_of(rows: Sequence[Mapping[str, Any]], data: bytes) -> bool:
+    """Whether the output holds answers of the partial file only: a run was stopped between them.
+
+    Then there is nothing to refuse, whatever became of the record. Any other file is not ours.
+    """
+    ours = {json.dumps(row, sort_keys=True) for row in rows}
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    found = [json.dumps(row, sort_keys=True) for row in _parse(data)]
+    return len(found) == len(lines) > 0 and ours.issuperset(found)
 
 
 def _read_finished(
     path: Path,
+    data: bytes,
     made_with: Mapping[str, Any],
     contents: Mapping[str, Any],
     record: Mapping[str, Any] | None,
 ) -> dict[Key, Any]:
-    data = path.read_bytes()
     if record is None or record.get("output_digest") != sha256(data).hexdigest():
         why = "no run record beside it says which settings made it as it is now"
         raise LLMError(f"{path} is there already", why, "choose another --output, or --overwrite")

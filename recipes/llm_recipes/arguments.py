@@ -20,6 +20,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from llm_recipes.encoding import is_utf8, not_utf8
 from llm_recipes.errors import LLMError
 
 OWN_OPTIONS = ("config", "print_config", "help")
@@ -144,7 +145,10 @@ def value_faults(
         try:
             parser.parse_args([_spelled(name, list(given), parameters)])
         except jsonargparse.ArgumentError:
-            faults.append(_bad_value(prefix + name.replace("_", "-"), given[-1], parameters[name]))
+            option = prefix + name.replace("_", "-")
+            readable = all(map(is_utf8, given))  # YAML takes no half characters in lists
+            bad = _bad_value(option, given[-1], parameters[name])
+            faults.append(bad if readable else not_utf8(option))
     return faults
 
 

@@ -9,17 +9,24 @@ import contextlib
 import sys
 from typing import Any
 
-from llm_recipes.decoding import Decoder, Request
-from llm_recipes.prompts import Prompt, Style, render
+from llm_recipes.batching import complete_one
+from llm_recipes.decoding import Completion, Decoder, Request
+from llm_recipes.errors import LLMError
+from llm_recipes.prompts import Prompt, Style, check_knows_chat, render
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends it, Ctrl-C ends an answer"
+ANSWER_SHARE = 4  # at least a fourth of what the model can see is kept for the answer, if it asks
 
 
 def converse(decoder: Decoder, tokenizer: Any, style: Style, system: str | None) -> int:
     """Read lines, stream answers, until /quit or the end of input; returns the exit status.
 
     Ctrl-C while an answer is written ends the answer, and what is there of it stays in the history.
+
+    Raises:
+        LLMError: If the model knows no chat.
     """
+    check_knows_chat(tokenizer)
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - line editing for input()
@@ -44,7 +51,10 @@ def converse(decoder: Decoder, tokenizer: Any, style: Style, system: str | None)
             turn += 1
             history.append({"role": "user", "content": line})
             answer = _answer(decoder, tokenizer, style, system, history, turn)
-            history.append({"role": "assistant", "content": answer})
+            if answer is None:
+                history.pop()
+            else:
+                history.append({"role": "assistant", "content": answer})
 
 
 def _answer(
@@ -54,18 +64,13 @@ def _answer(
     system: str | None,
     history: list[dict[str, str]],
     turn: int,
-) -> str:
-    token_ids = render(Prompt(turn, messages=tuple(history)), tokenizer, style, system)
+) -> str | None:
+    """The answer to the history's last question, shown while it is written; None without one."""
+    token_ids = _rendered(decoder, tokenizer, style, system, history, turn)
     context = decoder.settings.context
-    while context is not None and len(token_ids) >= context and len(history) > 1:
-        del history[:2]  # the oldest question and its answer
-        print(
-            "(the conversation is longer than the model can see: forgot its start)", file=sys.stderr
-        )
-        token_ids = render(Prompt(turn, messages=tuple(history)), tokenizer, style, system)
     if context is not None and len(token_ids) >= context:
-        print(f"(too long: {len(token_ids)} tokens of {context})", file=sys.stderr)
-        return ""
+        _note(f"too long: {len(token_ids)} tokens of {context}")
+        return None
     pieces: list[str] = []
 
     def show(text: str) -> None:
@@ -74,8 +79,47 @@ def _answer(
 
     # The turn is the prompt's id: the same words get other noise when they are said again.
     request = Request(str(turn), 0, tuple(token_ids))
-    with contextlib.suppress(KeyboardInterrupt):
-        for _ in decoder.complete([request], on_text=show):
-            pass
+    try:
+        completion = complete_one(decoder, request, show)
+    except KeyboardInterrupt:
+        print(flush=True)
+        return "".join(pieces)
+    except LLMError as fault:  # the next question may be shorter
+        print(flush=True)
+        _note(f"{fault.what}; /reset forgets the conversation")
+        return None
     print(flush=True)
+    if _lacked_room(decoder, completion):
+        _note(f"cut off: the model can see {context} tokens; /reset forgets the conversation")
     return "".join(pieces)
+
+
+def _rendered(
+    decoder: Decoder,
+    tokenizer: Any,
+    style: Style,
+    system: str | None,
+    history: list[dict[str, str]],
+    turn: int,
+) -> list[int]:
+    """Token ids of the history, which forgets its start until there is room for an answer."""
+    token_ids = render(Prompt(turn, messages=tuple(history)), tokenizer, style, system)
+    context = decoder.settings.context
+    if context is None:
+        return token_ids
+    room = min(decoder.settings.max_new_tokens, context // ANSWER_SHARE)
+    while len(token_ids) + room > context and len(history) > 1:
+        del history[:2]  # the oldest question and its answer
+        _note("the conversation is longer than the model can see: forgot its start")
+        token_ids = render(Prompt(turn, messages=tuple(history)), tokenizer, style, system)
+    return token_ids
+
+
+def _lacked_room(decoder: Decoder, completion: Completion) -> bool:
+    """Whether an answer ended because the model can see no more, before --max-new-tokens."""
+    most = decoder.settings.max_new_tokens
+    return completion.finish_reason == "length" and len(completion.token_ids) < most
+
+
+def _note(text: str) -> None:
+    print(f"({text})", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 transformers' own `generate` spends more time around the model than in it when the model is small
 or the GPU fast. Here a step is the model's forward, `sample_tokens` and little else: masks and
-positions are made once, the cache has room ahead, finished rows leave the batch, and on a GPU the
-step is compiled into a CUDA graph over a static cache.
+positions are made once, the cache has room ahead and finished rows leave the batch. On a GPU the
+step may be compiled into a CUDA graph over a static cache; such a batch keeps its rows to the end.
 
     from llm_recipes.decoding import Decoder, DecodeSettings, Request
     for completion in Decoder(model, tokenizer, settings).complete(requests): ...
@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 
 from llm_recipes.device import is_out_of_memory
-from llm_recipes.kv_cache import static_cache
+from llm_recipes.kv_cache import cache_bytes, rewind, static_cache
 from llm_recipes.model_folder import first_line
-from llm_recipes.running_batch import RunningBatch
+from llm_recipes.running_batch import RunningBatch, takes_ready_mask
 from llm_recipes.sampling import Sampling
 from llm_recipes.stopping import Row
 
 STEPS_BETWEEN_CHECKS = 8  # on a GPU: looking at the tokens waits for it
+# Shapes that torch compiles before it goes on without a word uncompiled; its own 8 are less than a
+# run's batches may have: rows 1 to 256 by lengths 256 to 131072, in powers of two.
+MOST_SHAPES = 9 * 10
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,11 @@ class Work:
 
 
 class Decoder:
-    """A loaded model that completes batches; counts its work."""
+    """A loaded model that completes batches; counts its work.
+
+    compiled: whether steps are compiled; False from the start if the model does not allow it, and
+    from then on if compiling failed.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, settings: DecodeSettings) -> None:
         self.model = model
@@ -98,8 +105,10 @@ class Decoder:
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._keep_last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.compiled = settings.compiled and takes_ready_mask(model.config, longest=1)
         self._static: tuple[tuple[int, int], Any] | None = None
         self._step: Callable[..., Tensor] | None = None
+        self._shapes: set[torch.Size] = set()
 
     def complete(
         self, requests: Sequence[Request], on_text: Callable[[str], None] | None = None
@@ -166,22 +175,46 @@ class Decoder:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def compiled_forward(self, *arguments: Any) -> Tensor:
+    def compiles(self, longest: int) -> bool:
+        """Whether a batch of sequences of at most `longest` tokens runs compiled."""
+        return self.compiled and takes_ready_mask(self.model.config, longest)
+
+    def compiled_forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Any
+    ) -> Tensor:
         """`forward` as a CUDA graph; its result is overwritten by the next call."""
-        if self._step is not None:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            return self._step(*arguments)
-        # Batches differ in size and length: each shape is compiled, none is made dynamic.
-        compiled = torch.compile(self.forward, mode="reduce-overhead", dynamic=False)
-        self._step = compiled
+        if not self.compiled:  # it failed in an earlier step of this batch
+            return self.forward(tokens, positions, mask, cache)
+        if self._step is None:
+            torch._dynamo.config.recompile_limit = MOST_SHAPES
+            # Batches differ in size and length: each shape is compiled, none is made dynamic.
+            self._step = torch.compile(self.forward, mode="reduce-overhead", dynamic=False)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        if mask.shape not in self._shapes:
+            return self._first_of_its_shape(self._step, tokens, positions, mask, cache)
+        return self._step(tokens, positions, mask, cache)
+
+    def _first_of_its_shape(
+        self,
+        step: Callable[..., Tensor],
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: Any,
+    ) -> Tensor:
+        length = int(cache.get_seq_length())
         try:
-            return compiled(*arguments)
+            logits = step(tokens, positions, mask, cache)
         except Exception as error:  # no C compiler, an operator unknown to it: many types
             if is_out_of_memory(error):
                 raise
             print(f"going on without compiling: {first_line(error)}", file=sys.stderr)
-            self._step = self.forward
-            return self.forward(*arguments)
+            self.compiled, self._step = False, None
+            self.forget_cache()
+            rewind(cache, length)
+            return self.forward(tokens, positions, mask, cache)
+        self._shapes.add(mask.shape)
+        return logits
 
     def static_cache_for(self, batch: int, longest: int) -> Any:
         """The static cache of this shape, emptied: a new one would mean a new CUDA graph."""
@@ -190,6 +223,10 @@ class Decoder:
         else:
             self._static = ((batch, longest), static_cache(self.model.config, longest))
         return self._static[1]
+
+    def kept_bytes(self) -> int:
+        """Bytes of the static cache that the next compiled batch reuses or replaces."""
+        return 0 if self._static is None else cache_bytes(self._static[1])
 
     def reset_work(self) -> None:
         """Count from zero again."""

@@ -8,16 +8,19 @@ emulation), fp16 on older GPUs, fp32 on CPUs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from llm_recipes.errors import LLMError
+from llm_recipes.model_folder import first_line
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BF16_CAPABILITY = (8, 0)
@@ -37,7 +40,7 @@ class Peak:
     source: str
 
 
-# Part of the device's name -> GB/s and dense 16-bit TFLOP/s, from NVIDIA's data sheets (GeForce and
+# Words of a GPU's name -> GB/s and dense 16-bit TFLOP/s, from NVIDIA's data sheets (GeForce and
 # RTX: the architectures' whitepapers, fp16 with fp32 accumulation); the first match counts.
 KNOWN_GPUS: tuple[tuple[str, float, float], ...] = (
     ("B200", 8000, 2250),
@@ -63,6 +66,17 @@ KNOWN_GPUS: tuple[tuple[str, float, float], ...] = (
     ("RTX 4090", 1008, 165.2),
     ("RTX A6000", 768, 154.8),
 )
+# A name with one of these words, which the table does not have, is another GPU or a part of one.
+OTHER_GPU = frozenset({"MIG", "Laptop", "Ti", "SUPER", "D"})
+# What errors say that are no OutOfMemoryError; cuBLAS and cuDNN allocate by themselves.
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+SYSTEM = Path("/")
 
 
 def choose_device(name: str) -> torch.device:
@@ -115,7 +129,7 @@ def use_granted_cpus() -> int:
     wait for each other at every operation.
     """
     granted = len(os.sched_getaffinity(0))
-    quota = _cgroup_number("cpu.max")
+    quota = _cpu_quota()
     if quota is not None:
         granted = max(1, min(granted, quota))
     if "OMP_NUM_THREADS" not in os.environ and granted < torch.get_num_threads():
@@ -129,11 +143,30 @@ def free_memory_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + reusable)
-    free = _meminfo_available()
-    limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
-    if limit is not None and used is not None:
-        free = min(free, max(0, limit - used))
-    return free
+    free, granted = _meminfo_available(), cgroup_free_bytes()
+    return free if granted is None else min(free, granted)
+
+
+def cgroup_free_bytes(system: Path = SYSTEM) -> int | None:
+    """Memory that this process's control groups still grant; None if they have no limit.
+
+    Files that were read lately count as used there, but make room when memory is needed.
+
+    Args:
+        system: Where /proc and /sys are.
+    """
+    names = {
+        "": ("memory.max", "memory.current", "inactive_file"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }
+    left: list[int] = []
+    for controller, (limit_file, used_file, reclaimable_key) in names.items():
+        for level in _cgroup_levels(controller, system):
+            limit, used = _number(level / limit_file), _number(level / used_file)
+            if limit is not None and used is not None:
+                reclaimable = _statistic(level / "memory.stat", reclaimable_key)
+                left.append(max(0, limit - max(0, used - reclaimable)))
+    return min(left, default=None)
 
 
 def peak_memory_bytes(device: torch.device) -> dict[str, int]:
@@ -156,25 +189,34 @@ def device_name(device: torch.device) -> str:
 
 def known_peak(device: torch.device) -> Peak:
     """The data sheet's numbers of this device; unknown for CPUs and for GPUs not in the table."""
-    name = device_name(device)
-    if device.type == "cuda":
-        for part, bandwidth, tera in KNOWN_GPUS:
-            if part in name:
-                return Peak(bandwidth * GB, tera * 1e12, f"data sheet of {part}")
-    return Peak(None, None, "unknown: --measure-peak measures it")
+    found = data_sheet(device_name(device)) if device.type == "cuda" else None
+    return found or Peak(None, None, "unknown: --measure-peak measures it")
+
+
+def data_sheet(name: str) -> Peak | None:
+    """The data sheet's numbers of the GPU with this name, if it is in the table."""
+    for words, bandwidth, tera in KNOWN_GPUS:
+        other = OTHER_GPU & (set(name.split()) - set(words.split()))
+        if re.search(rf"\b{re.escape(words)}\b", name) and not other:
+            return Peak(bandwidth * GB, tera * 1e12, f"data sheet of {words}")
+    return None
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> Peak:
     """Measure the bandwidth of reading and the rate of a large matrix product; takes seconds.
 
     Reading 256 MiB (CPU) or 2 GiB (GPU) is far more than any cache holds; best of several.
+
+    Raises:
+        LLMError: If there is not even memory for that.
     """
     size = 2**31 if device.type == "cuda" else 2**28
     side = 8192 if device.type == "cuda" else 1024
-    data = torch.ones(size // 4, dtype=torch.float32, device=device)
-    reading_s = _best_time(data.sum, device)
-    square = torch.ones(side, side, dtype=dtype, device=device)
-    product_s = _best_time(lambda: square @ square, device)
+    with memory_errors("the device was measured", "leave out --measure-peak, or free some memory"):
+        data = torch.ones(size // 4, dtype=torch.float32, device=device)
+        reading_s = _best_time(data.sum, device)
+        square = torch.ones(side, side, dtype=dtype, device=device)
+        product_s = _best_time(lambda: square @ square, device)
     return Peak(size / reading_s, 2 * side**3 / product_s, "measured at start")
 
 
@@ -189,9 +231,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
-    )
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
+
+
+@contextlib.contextmanager
+def memory_errors(doing: str, fix: str) -> Iterator[None]:
+    """Turn running out of memory into an error for the user; `doing` follows "while"."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LLMError(f"memory ran out while {doing}", first_line(error), fix) from None
 
 
 def _best_time(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
@@ -219,22 +270,32 @@ def _meminfo_available() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def _cgroup_number(name: str) -> int | None:
-    """The tightest value of a cgroup v2 file from this process's group up to the root."""
-    group = next(
-        (x[3:] for x in _read_lines(Path("/proc/self/cgroup")) if x.startswith("0::")), None
-    )
-    if group is None:
-        return None
+def _cpu_quota(system: Path = SYSTEM) -> int | None:
+    """CPUs of the tightest quota of this process's control groups (v2)."""
     found: list[int] = []
-    folder = Path("/sys/fs/cgroup") / group.strip("/")
-    for level in (folder, *folder.parents):
-        if not level.is_relative_to("/sys/fs/cgroup"):
-            break
-        words = (_read_lines(level / name) or ["max"])[0].split()
-        if words and words[0].isdigit():
-            per = int(words[1]) if len(words) > 1 else 1
-            found.append(max(1, int(words[0]) // per))
-            if name == "memory.current":
-                break
-    return min(found) if found else None
+    for level in _cgroup_levels("", system):
+        words = (_read_lines(level / "cpu.max") or ["max"])[0].split()
+        if len(words) == 2 and words[0].isdigit():
+            found.append(max(1, int(words[0]) // int(words[1])))
+    return min(found, default=None)
+
+
+def _cgroup_levels(controller: str, system: Path) -> list[Path]:
+    """Folders of this process's group and of those above it: v1's of a controller, "" is v2's."""
+    for line in _read_lines(system / "proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        if controller in controllers.split(","):
+            top = system / "sys/fs/cgroup" / controller
+            folder = top / group.strip("/")
+            return [level for level in (folder, *folder.parents) if level.is_relative_to(top)]
+    return []
+
+
+def _number(path: Path) -> int | None:
+    text = " ".join(_read_lines(path))
+    return int(text) if text.isdigit() else None
+
+
+def _statistic(path: Path, key: str) -> int:
+    values = dict(line.split(" ", 1) for line in _read_lines(path) if " " in line)
+    return int(values.get(key, 0))

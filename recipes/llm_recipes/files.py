@@ -5,8 +5,10 @@ from llm_recipes.files import write_text
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from llm_recipes.errors import LLMError
@@ -18,17 +20,34 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         LLMError: If the folder cannot be written or is full; an existing file is then unchanged.
     """
+    with staged_text(path, text):
+        pass
+
+
+@contextlib.contextmanager
+def staged_text(path: Path, text: str) -> Iterator[None]:
+    """Write a text under a temporary name; if the block ends without an error, it gets its own.
+
+    Raises:
+        LLMError: If the folder cannot be written or is full; an existing file is then unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_fault(path, error) from error
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_fault(path, error) from error
+        yield
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise write_fault(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a closed folder: the error above says so
+            temporary.unlink(missing_ok=True)
 
 
 def write_fault(path: Path, error: OSError) -> LLMError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_recipes.encoding import is_utf8, not_utf8
 from llm_recipes.errors import LLMError
 
 
@@ -53,4 +54,7 @@ def option_faults(options: Mapping[str, Any]) -> list[LLMError]:
             "leave one of them out",
         ),
     ]
-    return [LLMError(what.format(**o), fix=fix) for valid, what, fix in checks if not valid]
+    faults = [LLMError(what.format(**o), fix=fix) for valid, what, fix in checks if not valid]
+    texts = {"--system": [o["system"]], "--stop": o["stop"] or []}
+    faults += [not_utf8(name) for name, given in texts.items() if not all(map(is_utf8, given))]
+    return faults

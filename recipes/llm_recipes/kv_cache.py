@@ -75,6 +75,12 @@ def static_cache(config: Any, longest: int) -> StaticCache:
     return cache
 
 
+def rewind(cache: StaticCache, length: int) -> None:
+    """Forget what came after the first `length` tokens: a step that broke off may have counted."""
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(length)
+
+
 def cache_bytes(cache: Any) -> int:
     """Bytes of the keys and values that a cache holds, for every architecture's layout."""
     tensors = [

@@ -6,9 +6,11 @@ folder = find_model("/models/Mistral-7B-v0.1")
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +28,9 @@ WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 LFS_POINTER = b"version https://git-lfs"
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+SETTING_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+LARGEST_SETTINGS = 1 << 26  # bytes; a vocabulary of 256,000 has half of it
 DIGEST_PIECES, DIGEST_PIECE_BYTES = 16, 65536
 
 
@@ -49,47 +54,77 @@ def find_model(name: str) -> ModelFolder:
         LLMError, ExceptionGroup: Everything that is missing or damaged, with what to do.
     """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _hub_folder(name)
-    faults, weights = _check_folder(folder)
+    with _readable(folder):
+        if not folder.is_dir():
+            folder = _hub_folder(name)
+        faults, weights = _check_folder(folder)
     raise_all(faults)
     return ModelFolder(folder, tuple(weights))
 
 
 def find_adapter(name: str) -> Path:
-    """The folder of a PEFT adapter given by path or hub name."""
+    """The folder of a PEFT adapter given by path or hub name.
+
+    Raises:
+        LLMError: What is missing or damaged.
+    """
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _hub_folder(name)
-    missing = [] if (folder / "adapter_config.json").is_file() else ["adapter_config.json"]
-    if not any((folder / file).is_file() for file in ADAPTER_WEIGHTS):
-        missing.append(ADAPTER_WEIGHTS[0])
-    if missing:
-        raise LLMError(f"{folder} is no PEFT adapter", f"missing: {', '.join(missing)}")
+    with _readable(folder):
+        if not folder.is_dir():
+            folder = _hub_folder(name)
+        missing = [] if (folder / "adapter_config.json").is_file() else ["adapter_config.json"]
+        weights = [folder / file for file in ADAPTER_WEIGHTS if (folder / file).is_file()]
+        if not weights:
+            missing.append(ADAPTER_WEIGHTS[0])
+        if missing:
+            raise LLMError(f"{folder} is no PEFT adapter", f"missing: {', '.join(missing)}")
+        damage = _damage(weights[0])  # the one that PEFT loads
+    raise_all([] if damage is None else [damage])
     return folder
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over names, sizes, configuration and evenly spaced pieces of each file of weights.
+    """SHA-256 over names, sizes, settings, tokenizer and evenly spaced pieces of the weights.
 
     Whole files of many GB would take longer to read than the model to run; pieces tell two
     fine-tuned copies of a model apart.
+
+    Raises:
+        LLMError: If a file cannot be read.
     """
     found = sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".safetensors", ".bin") and file.name not in (
-            "config.json",
-            "adapter_config.json",
-            *TOKENIZER_FILES,
-        ):
-            continue
-        size = file.stat().st_size
-        found.update(f"{file.name}\0{size}\0".encode())
-        with open(file, "rb") as data:
-            for piece in range(DIGEST_PIECES):
-                data.seek(max(0, (size - DIGEST_PIECE_BYTES) * piece // (DIGEST_PIECES - 1)))
-                found.update(data.read(DIGEST_PIECE_BYTES))
+    with _readable(folder):
+        for file in sorted(folder.iterdir()):
+            is_record = file.name == "run.json" or file.name.endswith(".run.json")
+            known = file.suffix in WEIGHT_SUFFIXES + SETTING_SUFFIXES and not is_record
+            if known and not file.is_dir():
+                for piece in _pieces(file):
+                    found.update(piece)
     return found.hexdigest()
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    """Name, size, and what of a file goes into the digest."""
+    size = file.stat().st_size
+    yield os.fsencode(file.name) + f"\0{size}\0".encode()
+    with open(file, "rb") as data:
+        if file.suffix in SETTING_SUFFIXES and size <= LARGEST_SETTINGS:
+            yield data.read()
+            return
+        for piece in range(DIGEST_PIECES):
+            data.seek(max(0, (size - DIGEST_PIECE_BYTES) * piece // (DIGEST_PIECES - 1)))
+            yield data.read(DIGEST_PIECE_BYTES)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    # Closed folders: on Python 3.11 even Path.is_file and its like raise for them.
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or folder
+        fix = "look at the permissions, and whether it is a link to nothing: ls -l"
+        raise LLMError(f"cannot read {path}", error.strerror or str(error), fix) from None
 
 
 def _hub_folder(name: str) -> Path:
@@ -119,7 +154,9 @@ def _hub_folder(name: str) -> Path:
 
 def _no_such_folder(name: str) -> LLMError:
     path = Path(name).expanduser()
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings: list[str] = []
+    with contextlib.suppress(OSError):
+        siblings = [p.name for p in path.parent.iterdir()]
     nearest = difflib.get_close_matches(path.name, siblings, n=3)
     fix = (
         f"did you mean {' or '.join(str(path.parent / n) for n in nearest)}?"
@@ -157,7 +194,7 @@ def _not_a_model(folder: Path) -> LLMError:
         try:
             settings = json.loads((folder / "adapter_config.json").read_bytes())
             base = settings.get("base_model_name_or_path") or base
-        except ValueError:
+        except (ValueError, AttributeError):
             pass
         return LLMError(what, "it is a PEFT adapter", f"--model {base} --adapter {folder}")
     if any(folder.glob("*.gguf")):
@@ -175,7 +212,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
             try:
                 index = json.loads((folder / name).read_bytes())
                 shards = sorted(set(index["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError):
+            except (ValueError, KeyError, AttributeError, TypeError):
                 return [], [f"{name} (damaged)"]
             found = [folder / shard for shard in shards]
             return [f for f in found if f.is_file()], [f.name for f in found if not f.is_file()]
@@ -200,7 +237,7 @@ def _damage(file: Path) -> LLMError | None:
         try:
             header = json.loads(data.read(length)) if 0 < length <= size else {}
             ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             ends = []
     expected = 8 + length + max(ends, default=0)
     if not ends or expected > size:

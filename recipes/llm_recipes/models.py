@@ -5,14 +5,17 @@ from llm_recipes.models import find_model, load_model
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llm_recipes.device import is_out_of_memory
 from llm_recipes.errors import LLMError
 from llm_recipes.kv_cache import cache_bytes
 from llm_recipes.model_folder import ModelFolder, first_line
@@ -68,7 +71,7 @@ def load_model(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
+    with _loading(folder.path):
         _import_architecture(folder.path, trust_remote_code)
         start = time.perf_counter()
         tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
@@ -79,21 +82,45 @@ def load_model(
             trust_remote_code=trust_remote_code,
             weights_only=True,
         )
-        if adapter is not None:
+    if adapter is not None:
+        with _loading(adapter):
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            fix = "use a larger GPU, a quantized model, or --device cpu"
-            raise LLMError(
-                "the model does not fit into the GPU's memory", str(error), fix
-            ) from None
-        raise _load_fault(folder.path, error) from error
     model.requires_grad_(False)
+    read_mapped_weights(model)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return LoadedModel(model, tokenizer, folder, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Say which folder could not be loaded, and why."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        fix = "use a larger GPU, a quantized model, or --device cpu"
+        raise LLMError("the model does not fit into the GPU's memory", str(error), fix) from None
+    except Exception as error:
+        if is_out_of_memory(error):  # whoever loads says what takes less
+            raise
+        # Only libraries run in here, and for files that do not fit they raise what they like:
+        # safetensors, tokenizers and transformers' checks of a configuration plain Exceptions.
+        raise _load_fault(folder, error) from error
+
+
+def read_mapped_weights(model: torch.nn.Module) -> None:
+    """Read a byte of each memory page of the weights on the CPU.
+
+    Weights that need no conversion are only mapped from the file by loading, and the first step
+    would wait for the disk: time of loading that the summary would count as something else. A
+    byte brings the whole page, so this costs little where the pages are in memory already.
+    """
+    for weight in model.parameters():
+        # Subclasses, such as quantized tensors, may know no view of their bytes.
+        if weight.device.type == "cpu" and type(weight.data) is torch.Tensor:
+            weight.data.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
 
 
 def _import_architecture(folder: Path, trust_remote_code: bool) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_recipes.encoding import is_utf8, not_utf8
 from llm_recipes.errors import LLMError, raise_all
 
 Style = Literal["auto", "raw", "chat", "alpaca"]
@@ -59,9 +60,9 @@ def read_prompts(texts: Sequence[str] | None, source: str | None) -> list[Prompt
     """
     if source is None:
         prompts = [Prompt(number, text=text) for number, text in enumerate(texts or [], start=1)]
-        raise_all(
-            [_empty(f"--prompt number {p.id}") for p in prompts if not (p.text or "").strip()]
-        )
+        faults = [_empty(f"--prompt number {p.id}") for p in prompts if not (p.text or "").strip()]
+        faults += [not_utf8(f"--prompt number {p.id}") for p in prompts if not is_utf8(p.text)]
+        raise_all(faults)
         return prompts
     name = "standard input" if source == "-" else source
     data = _read_bytes(source)
@@ -88,6 +89,28 @@ def digest(prompts: Sequence[Prompt]) -> str:
     return found.hexdigest()
 
 
+def style_faults(style: Style, chat: bool, system: str | None) -> list[LLMError]:
+    """Options about the form of prompts that exclude each other, whatever the model."""
+    if style not in ("raw", "alpaca"):
+        return []
+    faults = [_no_system(style)] if system else []
+    if chat:
+        what = f"--chat does not go with --prompt-style {style}"
+        faults.append(LLMError(what, "it needs the model's chat template", "leave one of them out"))
+    return faults
+
+
+def check_knows_chat(tokenizer: Any) -> None:
+    """Refuse a tokenizer without a chat template.
+
+    Raises:
+        LLMError: If it has none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        why = "its tokenizer has no chat template: it is a base model"
+        raise LLMError("the model knows no chat", why, "use prompts of plain text, or a chat model")
+
+
 def choose_style(style: Style, tokenizer: Any) -> Style:
     """What `auto` means for a model: its chat template if it has one, else raw text."""
     if style != "auto":
@@ -105,11 +128,14 @@ def render(prompt: Prompt, tokenizer: Any, style: Style, system: str | None = No
         system: A system message in front of a chat that has none.
 
     Raises:
-        LLMError: If the prompt does not fit the style, or the style the model.
+        LLMError: If the prompt or the system message does not fit the style, or the style the
+            model.
     """
     chosen = choose_style(style, tokenizer)
     if chosen == "chat":
         return _with_one_bos(_chat_text(prompt, tokenizer, system), tokenizer)
+    if system:
+        raise _no_system(chosen)
     text = prompt.text or "" if prompt.messages is None else _only_user_text(prompt, chosen)
     if chosen == "alpaca":
         text = ALPACA.format(instruction=text)
@@ -134,9 +160,7 @@ def _chat_text(prompt: Prompt, tokenizer: Any, system: str | None) -> str:
     messages = list(prompt.messages or ({"role": "user", "content": prompt.text or ""},))
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    if not getattr(tokenizer, "chat_template", None):
-        why = "its tokenizer has no chat template: it is a base model"
-        raise LLMError("the model knows no chat", why, "use prompts of plain text, or a chat model")
+    check_knows_chat(tokenizer)
     try:
         rendered: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -145,6 +169,12 @@ def _chat_text(prompt: Prompt, tokenizer: Any, system: str | None) -> str:
         what = f"prompt {prompt.id!r} does not fit the model's chat template"
         raise LLMError(what, str(error), "look at the roles and their order") from None
     return rendered
+
+
+def _no_system(style: str) -> LLMError:
+    what = f"--system has no place in the style {style!r}"
+    fix = "leave it out, or use --prompt-style chat and a chat model"
+    return LLMError(what, "only chats have a system message", fix)
 
 
 def _only_user_text(prompt: Prompt, style: str) -> str:

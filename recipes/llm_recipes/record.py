@@ -65,10 +65,15 @@ def start_record(recipe: str, config: Mapping[str, Any], device_name: str) -> di
 
 
 def write_record(path: Path, record: dict[str, Any], status: str) -> None:
-    """Write the record with its end: status is complete, interrupted or failed."""
-    record["status"] = status
-    record["finished"] = _now()
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    """Write the record with its end: status is complete, interrupted or failed.
+
+    The record has its end only once it is written.
+    """
+    end = {"status": status, "finished": _now()}
+    text = json.dumps({**record, **end}, indent=2, ensure_ascii=False) + "\n"
+    # Names of files may hold bytes that are not UTF-8: as \udcXX, which JSON knows.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
+    record.update(end)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -81,8 +86,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of an output file goes: `answers.jsonl` has `answers.run.json` beside it."""
-    return output.with_name(f"{output.stem}.run.json")
+    """Where the record of an output file goes: `answers.jsonl` has `answers.run.json` beside it.
+
+    Other endings stay: `a.txt` and `a.1` beside it have records of their own, `a.txt.run.json` and
+    `a.1.run.json`.
+    """
+    return output.with_name(f"{output.name.removesuffix('.jsonl')}.run.json")
+
+
+def is_recorded(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether an earlier run has left the record of the very same output."""
+    earlier = read_record(path) or {}
+    return earlier.get("status") == "complete" and all(
+        earlier.get(key) == record.get(key) for key in ("made_with", "output_digest")
+    )
 
 
 def without_secret(argument: str) -> str:

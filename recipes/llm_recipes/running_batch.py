@@ -25,7 +25,7 @@ READY_MASK_TYPES = frozenset(
     | {"gemma", "olmo2", "starcoder2", "stablelm", "granite", "gpt2"}
 )
 COMPACT_BELOW = 0.75  # share of running rows below which the others are dropped from the batch
-STATIC_LENGTH_MULTIPLE = 256  # few different shapes to compile; aligned rows of masks
+SHORTEST_STATIC = 256  # tokens of the shortest static cache
 
 
 def takes_ready_mask(config: Any, longest: int) -> bool:
@@ -36,6 +36,15 @@ def takes_ready_mask(config: Any, longest: int) -> bool:
         and not getattr(config, "alibi", False)
         and (window is None or longest <= window)
     )
+
+
+def static_shape(rows: int, longest: int) -> tuple[int, int]:
+    """Rows and length of the static cache for a batch: powers of two, as each shape is compiled."""
+    return _power_of_two(rows), max(SHORTEST_STATIC, _power_of_two(longest))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 class RunningBatch:
@@ -51,12 +60,12 @@ class RunningBatch:
         steps = max(row.limit for row in rows)
         longest = self.width + steps
         self.ready_mask = takes_ready_mask(decoder.model.config, longest)
-        self.compiled = self.settings.compiled and self.ready_mask
+        self.compiled = decoder.compiles(longest)
         ids = [[0] * (self.width - len(r.token_ids)) + list(r.token_ids) for r in requests]
         keys = [noise_key(self.settings.sampling.seed, r.prompt_id, r.sample) for r in requests]
         if self.compiled:
-            longest += -longest % STATIC_LENGTH_MULTIPLE
-            unused = (1 << (len(rows) - 1).bit_length()) - len(rows)
+            padded_rows, longest = static_shape(len(rows), longest)
+            unused = padded_rows - len(rows)
             ids, lengths, keys = ([*x, *[x[-1]] * unused] for x in (ids, lengths, keys))
             self.rows += [None] * unused
             self.cache = decoder.static_cache_for(len(ids), longest)
@@ -132,7 +141,10 @@ class RunningBatch:
         return finished
 
     def drop_finished(self, tokens: Tensor) -> Tensor:
-        """Shrink the batch to its running rows once enough have ended; their last tokens."""
+        """Shrink the batch to its running rows once enough have ended; their last tokens.
+
+        A compiled batch stays as it is: other rows would mean another cache and another compile.
+        """
         kept = [i for i, row in enumerate(self.rows) if row is not None and not row.finish_reason]
         if self.compiled or not kept or len(kept) > COMPACT_BELOW * len(self.rows):
             return tokens
@@ -149,8 +161,11 @@ class RunningBatch:
             return None
         vocabulary = self.decoder.model.config.get_text_config().vocab_size
         seen = torch.zeros(len(self.rows), vocabulary, dtype=torch.bool, device=self.mask.device)
-        seen.scatter_(1, self.token_ids, self.mask[:, : self.width])
-        return seen
+        # Padding counts as the row's last token: on a GPU nothing says which of several writes to
+        # one place wins, so all must write the same.
+        shown = self.mask[:, : self.width]
+        tokens = torch.where(shown, self.token_ids, self.token_ids[:, -1:])
+        return seen.scatter_(1, tokens, True)
 
     def _no_mask(self, shown: Tensor) -> Tensor | None:
         # Falcon's attention insists on a mask.

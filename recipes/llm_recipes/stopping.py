@@ -75,15 +75,15 @@ class Row:
 
     def text(self) -> str:
         """The completion without special tokens, cut before the first stop string."""
-        text = self._decoded(self.generated)
+        text = self._decoded(self.generated, self._before)
         found = [text.find(stop) for stop in self._limits.stop if stop in text]
         return text[: min(found)] if found else text
 
-    def _decoded(self, token_ids: list[int]) -> str:
-        before: str = self._tokenizer.decode(self._before, skip_special_tokens=True)
-        whole: str = self._tokenizer.decode(self._before + token_ids, skip_special_tokens=True)
-        if whole.startswith(before):
-            return whole[len(before) :]
+    def _decoded(self, token_ids: list[int], before: list[int]) -> str:
+        known: str = self._tokenizer.decode(before, skip_special_tokens=True)
+        whole: str = self._tokenizer.decode(before + token_ids, skip_special_tokens=True)
+        if whole.startswith(known):
+            return whole[len(known) :]
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def _ends_in_stop_string(self) -> bool:
@@ -91,10 +91,7 @@ class Row:
             return False
         tail = self.generated[-self._tail :]
         before = self.generated[: -self._tail][-CONTEXT_TOKENS:] or self._before
-        text = self._tokenizer.decode(before + tail, skip_special_tokens=True)
-        known = self._tokenizer.decode(before, skip_special_tokens=True)
-        if text.startswith(known):
-            text = text[len(known) :]
+        text = self._decoded(tail, before)
         return any(stop in text for stop in self._limits.stop)
 
     def _stream(self) -> None:
@@ -102,7 +99,8 @@ class Row:
         text = self.text()
         end = len(text)
         if not self.finish_reason:
-            end = len(text.rstrip(UNFINISHED)) - self._possible_stop(text)
+            finished = text.rstrip(UNFINISHED)
+            end = len(finished) - self._possible_stop(finished)
         if end > self._shown:
             self._on_text(text[self._shown : end])
             self._shown = end

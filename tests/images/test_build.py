@@ -6,7 +6,6 @@ import hashlib
 import http.server
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -45,7 +44,9 @@ From: unused
 
 
 @pytest.fixture
-def request_(tmp_path: Path, base_image: Path) -> builder.Request:
+def request_(
+    tmp_path: Path, base_image: Path, monkeypatch: pytest.MonkeyPatch,
+) -> builder.Request:
     """A build of an image `tiny` on top of `base`, in folders with hostile names."""
     containers = tmp_path / "it's; a \"checkout\""
     (containers / "tiny").mkdir(parents=True)
@@ -55,7 +56,7 @@ def request_(tmp_path: Path, base_image: Path) -> builder.Request:
     (containers / "tiny/image.def").write_text(DEFINITION.format(post="true"))
     work = tmp_path / "work"
     work.mkdir()
-    os.environ["LLM_BUILD_DIR"] = str(work)
+    monkeypatch.setenv("LLM_BUILD_DIR", str(work))
     return builder.Request(
         containers=containers, images=tmp_path / "images ü", cache=tmp_path / "cache",
         apptainer=setup.ensure_apptainer(), flags=exec_flags(),

@@ -52,7 +52,7 @@ def test_labels_change_only_with_the_inputs(apptainer: list[str], cpu_image: Pat
     assert labels["llm.variant"] == "cpu"
     assert labels["org.opencontainers.image.title"] == "llm"
     dates = {lock.read_text().splitlines()[0].removeprefix("# locked: ")
-             for lock in (HOME / "containers/llm").glob("*.lock")}
+             for lock in (HOME / "containers/llm").glob("*-cpu.lock")}
     assert labels["llm.lock-date"] == max(dates)
 
 

@@ -81,6 +81,7 @@ def test_all_faults_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ([], "option --model is missing"),
         (["--model"], "option --model has no value"),
         (["--model", "--chat"], "option --model has no value"),
+        (["--model=x", "--prompt", os.fsdecode(b"caf\xe9")], "--prompt is not UTF-8"),
         (["--model=x", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
     ],
 )

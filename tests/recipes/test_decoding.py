@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from llm_recipes.decoding import Decoder, DecodeSettings, Request  # noqa: E402
-from llm_recipes.running_batch import READY_MASK_TYPES  # noqa: E402
+from llm_recipes.running_batch import READY_MASK_TYPES, RunningBatch, static_shape  # noqa: E402
 from llm_recipes.sampling import Sampling  # noqa: E402
+from llm_recipes.stopping import Row  # noqa: E402
 
 NEW = 12
 LENGTHS = (5, 1, 9, 3, 17, 9)
@@ -82,6 +83,14 @@ def complete(
 ) -> dict[str, tuple[int, ...]]:
     settings = {"max_new_tokens": NEW, "sampling": Sampling(), **settings}
     decoder = Decoder(model, NumberTokenizer(), DecodeSettings(**settings))
+    found = tokens_of(decoder, asked, size)
+    assert decoder.compiled == decoder.settings.compiled
+    return found
+
+
+def tokens_of(
+    decoder: Decoder, asked: Sequence[Request], size: int = 99
+) -> dict[str, tuple[int, ...]]:
     return {
         completion.request.prompt_id: completion.token_ids
         for start in range(0, len(asked), size)
@@ -202,5 +211,91 @@ def test_goes_on_without_a_compiler(
 
     monkeypatch.setattr(torch, "compile", broken)
     model = make("llama")
-    assert complete(model, requests(), compiled=True) == complete(model, requests())
+    decoder = Decoder(model, NumberTokenizer(), compiled_settings())
+    assert tokens_of(decoder, requests()) == complete(model, requests())
     assert "going on without compiling: Failed to find C compiler" in capsys.readouterr().err
+    assert not decoder.compiled
+    assert decoder.kept_bytes() == 0
+    assert tokens_of(decoder, requests(), size=2) == complete(model, requests())
+
+
+def test_goes_on_when_a_later_shape_cannot_be_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_for_one_row(function: Any, **options: Any) -> Any:
+        def step(*arguments: Any) -> Any:
+            logits = function(*arguments)  # the cache has the token already
+            if len(arguments[0]) == 1:
+                raise RuntimeError("no kernel for this shape")
+            return logits
+
+        return step
+
+    monkeypatch.setattr(torch, "compile", fails_for_one_row)
+    model = make("llama")
+    decoder = Decoder(model, NumberTokenizer(), compiled_settings())
+    asked = requests((5, 1, 9))
+    assert tokens_of(decoder, asked, size=2) == complete(model, asked)
+    assert capsys.readouterr().err.count("going on without compiling: no kernel") == 1
+    assert not decoder.compiled
+
+
+def test_a_model_that_takes_no_ready_mask_is_not_compiled() -> None:
+    decoder = Decoder(make("bloom"), NumberTokenizer(), compiled_settings())
+    assert not decoder.compiled
+    decoder = Decoder(make("mistral window"), NumberTokenizer(), compiled_settings())
+    assert decoder.compiles(8)
+    assert not decoder.compiles(9)
+
+
+def test_more_shapes_than_torch_compiles_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Dynamo without code generation: a second a shape instead of ten.
+    from torch._dynamo import config
+    from torch._dynamo.utils import counters
+
+    original = torch.compile
+    monkeypatch.setattr(config, "recompile_limit", 8)
+    monkeypatch.setattr(
+        torch, "compile", lambda step, **_: original(step, backend="eager", dynamic=False)
+    )
+    model = make("llama")
+    decoder = Decoder(model, NumberTokenizer(), compiled_settings(max_new_tokens=3))
+    before = counters["stats"]["unique_graphs"]
+    sizes = (1, 2, 4)
+    for length in (5, 300, 600):
+        asked = requests((length,) * 4)
+        expected = complete(model, asked, max_new_tokens=3)
+        for size in sizes:
+            assert tokens_of(decoder, asked, size) == expected
+    assert decoder.compiled
+    assert counters["stats"]["unique_graphs"] - before == 3 * len(sizes)
+
+
+def test_compiled_steps_of_two_shapes() -> None:
+    # The real compiler, which is why the model has one layer: it takes about 5 seconds a shape.
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(**{**GROUPED, "num_hidden_layers": 1})
+    model = transformers.LlamaForCausalLM(config).eval()
+    asked = requests((5, 1, 9))
+    expected = complete(model, asked)
+    assert complete(model, asked, size=2, compiled=True) == expected
+
+
+def compiled_settings(max_new_tokens: int = NEW) -> DecodeSettings:
+    return DecodeSettings(max_new_tokens, Sampling(), compiled=True)
+
+
+def test_few_shapes() -> None:
+    assert static_shape(1, 1) == (1, 256)
+    assert static_shape(5, 257) == (8, 512)
+    assert static_shape(8, 512) == (8, 512)
+
+
+def test_seen_tokens_are_those_of_the_prompt_and_not_the_padding() -> None:
+    asked = [Request("a", 0, (0, 7, 9)), Request("b", 0, (8,)), Request("c", 0, (7, 0))]
+    settings = DecodeSettings(NEW, Sampling(repetition_penalty=1.5))
+    decoder = Decoder(make("llama"), NumberTokenizer(), settings)
+    rows = [Row(i, r.token_ids, NumberTokenizer(), settings) for i, r in enumerate(asked)]
+    seen = RunningBatch(decoder, asked, rows).seen
+    assert seen is not None
+    assert [set(row.nonzero().flatten().tolist()) for row in seen] == [{0, 7, 9}, {8}, {7, 0}]

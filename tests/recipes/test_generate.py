@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from conftest import RECIPES, Run, generate_command, recipe_environment
+from conftest import RECIPES, Run, generate_command, make_model, recipe_environment
 
 from llm_recipes.cli import run_recipe
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(RECIPES / "inference"))
 
 from generate import generate as recipe
 
+LATIN1 = os.fsdecode("café".encode("latin1"))  # what a terminal in another encoding sends
 TEXTS = ["The import statement", "A class", "Lists may be constructed in several ways", "x"]
 
 
@@ -149,16 +150,43 @@ def test_out_of_memory_halves_the_batch(
 
     def limited(self: Decoder, requests: Any, on_text: Any = None) -> Iterator[Any]:
         sizes.append(len(requests))
-        if len(requests) > 1:
+        if len(requests) > 2:
             raise MemoryError
         yield from original(self, requests, on_text)
 
     monkeypatch.setattr(Decoder, "complete", limited)
     options = ["--model", model_folder, "--prompts", prompts, "--max-new-tokens", 3]
     assert run(*options, "--output", tmp_path / "a.jsonl") == 0
-    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert sizes == [4, 2, 2]
     assert "out of memory with 4 rows a batch: going on with 2" in capsys.readouterr().err
     assert len(rows(tmp_path / "a.jsonl")) == 4
+
+
+def run_out(*arguments: Any, **options: Any) -> Any:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("decoding.Decoder.complete", "memory ran out with a single prompt of "),
+        ("models.measure_size", "memory ran out while a first token was computed"),
+        ("models.load_model", "memory ran out while the model was loaded"),
+    ],
+)
+def test_out_of_memory_is_said(
+    function: str,
+    message: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(f"llm_recipes.{function}", run_out)
+    assert run("--model", model_folder, "--prompt", "x", "--stream") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "why: MemoryError" in error
+    assert "Traceback" not in error
 
 
 def test_stop_string_is_cut_off(
@@ -193,6 +221,17 @@ def test_chat_has_history_and_forgets(model_folder: Path, generate: Run) -> None
     first, second, after_reset = done.stdout.splitlines()
     assert first == after_reset != second
     assert "/reset forgets" in done.stderr
+
+
+def test_a_base_model_holds_no_chat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # no question is read
+    folder = make_model(tmp_path / "base", chat=False)
+    assert run("--model", folder, "--chat") == 2
+    assert "the model knows no chat" in capsys.readouterr().err
+    assert run("--model", folder, "--prompt", "x", "--system", "Be brief") == 2
+    assert "--system has no place in the style 'raw'" in capsys.readouterr().err
 
 
 def test_adapter_changes_the_answers_and_merging_equals_peft(
@@ -245,10 +284,16 @@ def test_all_bad_options_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["--prompt", "x", "--output", "/tmp"], "/tmp is a folder"),
         (["--prompt", "x", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["--prompt", "x", "--device", "gpu"], "unknown device 'gpu'"),
+        (["--prompt", LATIN1], "--prompt is not UTF-8"),
+        (["--prompt", "x", "--system", LATIN1], "--system is not UTF-8"),
+        (["--prompt", "x", "--stop", "y", "--stop", LATIN1], "--stop is not UTF-8"),
+        (["--chat", "--system", LATIN1], "--system is not UTF-8"),
         (["--prompt", "x", "--adapter", "/tmp"], "/tmp is no PEFT adapter"),
         (["--prompt", "x y " * 400], "prompt 1 is too long"),
         (["--prompt", "x", "--samples", "2"], "would all be the same"),
         (["--chat", "--output", "x"], "--chat writes no --output"),
+        (["--chat", "--prompt-style", "raw"], "--chat does not go with --prompt-style raw"),
+        (["--prompt", "x", "--system", "y", "--prompt-style", "alpaca"], "no place in the style"),
     ],
 )
 def test_wrong_input(
@@ -299,6 +344,26 @@ def damage_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
 
 
+def damage_tokenizer_form(folder: Path) -> None:
+    form = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    form["version"] = "7"
+    (folder / "tokenizer.json").write_text(json.dumps(form))
+
+
+def damage_config_type(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": "four"}))
+
+
+def damage_config_form(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
+def damage_weight_type(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F99"', 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -310,6 +375,10 @@ def damage_architecture(folder: Path) -> None:
         (damage_config, "config.json is not JSON"),
         (damage_no_config, "is no model folder"),
         (damage_architecture, "cannot load the model"),
+        (damage_tokenizer_form, "cannot load the model"),
+        (damage_config_type, "cannot load the model"),
+        (damage_config_form, "cannot load the model"),
+        (damage_weight_type, "cannot load the model"),
     ],
 )
 def test_incomplete_model(

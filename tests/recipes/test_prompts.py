@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from llm_recipes.errors import LLMError
-from llm_recipes.prompts import Prompt, digest, read_prompts, render
+from llm_recipes.prompts import Prompt, digest, read_prompts, render, style_faults
 
 
 def messages_of(error: BaseException) -> str:
@@ -104,6 +105,12 @@ def test_empty_prompt_on_the_command_line() -> None:
         read_prompts(["a", " "], None)
 
 
+def test_prompt_on_the_command_line_that_is_not_utf8() -> None:
+    latin1 = os.fsdecode("café".encode("latin1"))
+    with pytest.raises(LLMError, match="--prompt number 2 is not UTF-8"):
+        read_prompts(["café", latin1], None)
+
+
 def test_digest_tells_prompts_apart() -> None:
     lists = [
         [Prompt(1, "a")],
@@ -157,3 +164,21 @@ def test_style_that_does_not_fit(model_folder: Path) -> None:
     tokenizer.chat_template = None
     with pytest.raises(LLMError, match="knows no chat"):
         render(chat, tokenizer, "chat")
+
+
+def test_a_system_message_needs_a_chat(model_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    with pytest.raises(LLMError, match="--system has no place in the style 'alpaca'"):
+        render(Prompt(1, "Hello"), tokenizer, "alpaca", "Be brief")
+    tokenizer.chat_template = None
+    with pytest.raises(LLMError, match="--system has no place in the style 'raw'"):
+        render(Prompt(1, "Hello"), tokenizer, "auto", "Be brief")
+
+
+def test_options_of_style_that_exclude_each_other() -> None:
+    assert len(style_faults("raw", chat=True, system="Be brief")) == 2
+    assert len(style_faults("alpaca", chat=False, system="Be brief")) == 1
+    assert style_faults("raw", chat=False, system=None) == []
+    assert style_faults("auto", chat=True, system="Be brief") == []

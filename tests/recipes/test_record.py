@@ -10,7 +10,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llm_recipes.record import read_record, record_path, start_record, without_secret, write_record
+from llm_recipes.errors import LLMError
+from llm_recipes.record import (
+    is_recorded,
+    read_record,
+    record_path,
+    start_record,
+    without_secret,
+    write_record,
+)
 
 
 def test_environment_goes_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -43,3 +51,30 @@ def test_unreadable_record_is_none(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     assert read_record(tmp_path / "run.json") is None
     assert read_record(tmp_path / "nowhere.json") is None
+
+
+def test_outputs_share_no_record() -> None:
+    names = ("answers.jsonl", "answers.1", "answers.2", "answers.txt", "answers.json", ".jsonl.a")
+    records = {record_path(Path("x") / name) for name in names}
+    assert len(records) == len(names)
+    assert record_path(Path("x/a.b.jsonl")) == Path("x/a.b.run.json")
+    assert record_path(Path("x/a.txt")) == Path("x/a.txt.run.json")
+
+
+def test_names_that_are_not_utf8_can_be_recorded(tmp_path: Path) -> None:
+    name = b"mod\xe8le".decode("utf-8", "surrogateescape")
+    write_record(tmp_path / "run.json", {"argv": [name, "ü"]}, "complete")
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["argv"] == [name, "ü"]
+
+
+def test_a_record_has_its_end_once_it_is_written(tmp_path: Path) -> None:
+    record = {"status": "running", "finished": None, "made_with": {}, "output_digest": "1"}
+    with pytest.raises(LLMError, match="cannot write"):
+        write_record(tmp_path / "nowhere" / "run.json", record, "complete")
+    assert record["status"] == "running"
+    file = tmp_path / "run.json"
+    for status in ("interrupted", "complete"):
+        assert not is_recorded(file, record)
+        write_record(file, record, status)
+    assert is_recorded(file, record)
+    assert not is_recorded(file, {**record, "output_digest": "2"})

@@ -17,6 +17,11 @@ class ByteTokenizer:
         return bytes(token for token in token_ids if token).decode("utf-8", "replace")
 
 
+def encoded(text: str) -> list[int]:
+    """Its bytes; "\\udce6" is half a character, the byte e6."""
+    return list(text.encode("utf-8", "surrogateescape"))
+
+
 def row(
     text: str,
     stop: tuple[str, ...] = (),
@@ -29,8 +34,8 @@ def row(
         max_new_tokens=max_new_tokens, stop=stop, stop_token_ids={0}, context=context
     )
     pieces: list[str] = []
-    found = Row(0, list(prompt.encode()), ByteTokenizer(), limits, pieces.append)
-    for token in text.encode():
+    found = Row(0, encoded(prompt), ByteTokenizer(), limits, pieces.append)
+    for token in encoded(text):
         found.append(token)
         if found.finish_reason:
             break
@@ -55,6 +60,12 @@ def test_stop_string_of_the_prompt_does_not_count() -> None:
     assert (found.text(), found.finish_reason) == ("a\nb", "length")
 
 
+def test_stop_string_of_a_prompt_that_ends_within_a_character_does_not_count() -> None:
+    # The first bytes turn the prompt's end into another text: 日 is e6 97 a5.
+    found, _ = row("\udc97\udca5ok", ("Q:",), prompt="Q:\udce6", max_new_tokens=4)
+    assert (found.finish_reason, len(found.generated)) == ("length", 4)
+
+
 def test_stop_token_counts_and_has_no_text() -> None:
     found, pieces = row("ab\0c")
     assert (found.text(), found.finish_reason, len(found.generated)) == ("ab", "stop", 3)
@@ -71,6 +82,14 @@ def test_what_looked_like_a_stop_string_is_shown_later() -> None:
     found, pieces = row("EN route\0", ("END",))
     assert found.text() == "EN route" == "".join(pieces)
     assert pieces[0] == "EN "
+
+
+def test_the_beginning_of_a_stop_string_waits_for_the_rest_of_a_character() -> None:
+    found, pieces = row("a日本b", ("日本",))
+    assert (found.text(), found.finish_reason) == ("a", "stop")
+    assert pieces == ["a"]
+    _, pieces = row("a日曜\0", ("日本",))
+    assert pieces == ["a", "日曜"]
 
 
 @pytest.mark.parametrize(("context", "expected"), [(None, 5), (6, 3), (4, 1), (100, 5)])

@@ -71,6 +71,7 @@ def test_the_later_of_two_binds_with_one_target_wins() -> None:
         ("/usr/lib/x/y", True),
         ("/usr/local/bin", True),
         ("/opt", True),
+        ("/opt/llama.cpp/bin", True),
         ("/opt/project", False),
         ("/usr/users/me", False),
         ("/home/me", False),

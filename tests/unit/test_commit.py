@@ -70,6 +70,13 @@ def test_no_checkout(tmp_path: Path) -> None:
     assert has_changes(str(tmp_path)) is None
 
 
+def test_installation(tmp_path: Path) -> None:
+    (tmp_path / ".commit").write_text("0123456789" * 4 + "\n", encoding="utf-8")
+    assert read_commit(str(tmp_path)) == "0123456789" * 4
+    (tmp_path / ".commit").write_text("unknown\n", encoding="utf-8")
+    assert read_commit(str(tmp_path)) == ""
+
+
 def test_an_index_of_another_version_is_left_alone(checkout: Path) -> None:
     git(checkout, "update-index", "--index-version", "4")
     assert has_changes(str(checkout)) is None

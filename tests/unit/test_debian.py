@@ -105,7 +105,26 @@ def test_mirrors_come_from_the_environment_then_the_profile_then_apt(
     monkeypatch.setattr(debian, "host_archives", lambda: ())
     with pytest.raises(LLMError, match="no Debian mirror is known") as raised:
         debian_mirrors({})
-    assert "LLM_DEBIAN_MIRROR" in raised.value.fix
+    assert "LLM_DEBIAN_MIRROR" in raised.value.fix and "BASE" not in raised.value.fix
+
+
+def test_package_lists_below_a_folder_with_a_space(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
+    lists = ["/a checkout/lists/main_Packages", "/a checkout/lists/main_Packages.2"]
+    record = ("Package: {0}\nVersion: 1\nArchitecture: amd64\nSHA256: 00\nSize: 1\n"
+              "Filename: pool/{0}.deb\n\n")
+
+    def answer(self: debian.PrivateApt, program: str, *arguments: str) -> str:
+        if arguments[0] == "indextargets":
+            return "\n".join(lists) + "\n"
+        if arguments[0] == "cat-file":
+            return record.format(f"p{lists.index(arguments[1])}")
+        return "'http://a.invalid/debian/pool/p1.deb' p1.deb 1\n"
+
+    monkeypatch.setattr(debian.PrivateApt, "run", answer)
+    apt = debian.PrivateApt(tmp_path, [Archive("http://a.invalid/debian/", "bookworm")])
+    assert [package.name for package in apt.resolve(["p1"])] == ["p1"]
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/bin/apt-get"), reason="this host has no APT")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from _llm import image
 from _llm.errors import LLMError
+from _llm.gpus import Gpus
 from _llm.settings import Settings, load_settings
 
+NO_GPU = Gpus()
+H200 = Gpus("nvidia", "580.65.06", ("NVIDIA H200",))
 CONTAINERS = Path(__file__).resolve().parents[2] / "containers"
 
 
-def variants(monkeypatch: pytest.MonkeyPatch, settings: Settings, driver: int, asked: str = "",
+def variants(monkeypatch: pytest.MonkeyPatch, settings: Settings, gpus: Gpus, asked: str = "",
              name: str = "llm") -> list[str]:
-    monkeypatch.setattr(image, "nvidia_driver", lambda: driver)
+    monkeypatch.setattr(image, "find_gpus", lambda env: gpus)
     return image.wanted_variants(CONTAINERS, name, asked, settings)
 
 
@@ -24,22 +30,26 @@ def settings_of(home: Path, env: dict[str, str], profile: str) -> Settings:
     return load_settings(env, str(home), site="mine")
 
 
-@pytest.mark.parametrize("driver, expected", [(0, "cpu"), (470, "cpu"), (525, "cuda12"),
-                                              (580, "cuda13"), (600, "cuda13")])
-def test_the_driver_decides(
-    monkeypatch: pytest.MonkeyPatch, home: Path, env: dict[str, str], driver: int, expected: str,
+@pytest.mark.parametrize("gpus, expected", [
+    (NO_GPU, "cpu"), (Gpus("amd"), "cpu"), (Gpus("nvidia", "470.82.01", ("Tesla T4",)), "cpu"),
+    (Gpus("nvidia", "525.60.13", ("NVIDIA H100",)), "cuda12"), (H200, "cuda13"),
+    (Gpus("nvidia", "580.65.06", ("Tesla V100-SXM2-32GB",)), "cuda12"),
+    (Gpus("nvidia", "580.65.06", ("NVIDIA H200",), hidden=True), "cpu"),
+])
+def test_the_gpu_decides_as_it_does_for_llm_run(
+    monkeypatch: pytest.MonkeyPatch, home: Path, env: dict[str, str], gpus: Gpus, expected: str,
 ) -> None:
     settings = load_settings(env, str(home))
-    assert variants(monkeypatch, settings, driver) == [expected]
+    assert variants(monkeypatch, settings, gpus) == [expected]
 
 
 def test_asked_for_then_the_profile(
     monkeypatch: pytest.MonkeyPatch, home: Path, env: dict[str, str],
 ) -> None:
     settings = settings_of(home, env, "[container]\nvariants = cpu cuda13\n")
-    assert variants(monkeypatch, settings, 0) == ["cpu", "cuda13"]
-    assert variants(monkeypatch, settings, 0, asked="cuda12,cpu") == ["cuda12", "cpu"]
-    assert variants(monkeypatch, settings, 0, name="base") == [""]
+    assert variants(monkeypatch, settings, NO_GPU) == ["cpu", "cuda13"]
+    assert variants(monkeypatch, settings, NO_GPU, asked="cuda12,cpu") == ["cuda12", "cpu"]
+    assert variants(monkeypatch, settings, NO_GPU, name="base") == [""]
 
 
 def test_a_login_node_of_a_site_with_gpus_asks(
@@ -47,11 +57,11 @@ def test_a_login_node_of_a_site_with_gpus_asks(
 ) -> None:
     settings = settings_of(home, env, "[gpus]\nmodel = H200\nper_node = 4\n")
     with pytest.raises(LLMError, match="which variant") as raised:
-        variants(monkeypatch, settings, 0)
+        variants(monkeypatch, settings, NO_GPU)
     assert "H200" in raised.value.why and "VARIANT=cuda13" in raised.value.fix
-    assert variants(monkeypatch, settings, 580) == ["cuda13"]
+    assert variants(monkeypatch, settings, H200) == ["cuda13"]
     no_gpus = settings_of(home, env, "[gpus]\nper_node = 0\n")
-    assert variants(monkeypatch, no_gpus, 0) == ["cpu"]
+    assert variants(monkeypatch, no_gpus, NO_GPU) == ["cpu"]
 
 
 def test_the_profile_may_name_the_mirror(
@@ -65,3 +75,51 @@ def test_the_profile_may_name_the_mirror(
     env["LLM_DEBIAN_MIRROR"] = "https://other/debian"
     request = image.make_request(settings_of(home, env, profile), "", "", "cpu")
     assert request.mirror == "https://other/debian"
+
+
+def test_fakeroot_is_needed_only_for_an_image_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    def missing() -> str:
+        raise LLMError("fakeroot is missing")
+
+    def build(wanted: object, request: image.builder.Request) -> str:
+        return f"built with {request.fakeroot}"
+
+    target = tmp_path / "x.sif"
+    monkeypatch.setattr(image, "end_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(image.setup, "ensure_apptainer", lambda: "/apptainer")
+    monkeypatch.setattr(image.setup, "find_fakeroot", lambda: "")
+    monkeypatch.setattr(image.setup, "ensure_fakeroot", missing)
+    monkeypatch.setattr(image.builder, "target_of", lambda wanted, request: target)
+    monkeypatch.setattr(image.builder, "build", build)
+    arguments = ["build", "--image", "llm", "--variant", "cpu"]
+    with pytest.raises(LLMError, match="fakeroot is missing"):
+        image.main(arguments)
+    monkeypatch.setattr(image.setup, "ensure_fakeroot", lambda: "/fakeroot/bin")
+    assert image.main(arguments) == 0
+    assert capsys.readouterr().out == "built with /fakeroot/bin\n"
+    monkeypatch.setattr(image.setup, "ensure_fakeroot", missing)
+    target.touch()
+    assert image.main(arguments) == 0
+
+
+@pytest.fixture
+def signals() -> Any:
+    """Put the handlers back."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_lost_terminal_ends_a_build_except_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    image.end_like_ctrl_c()
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    image.end_like_ctrl_c()
+    os.kill(os.getpid(), signal.SIGHUP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_mountable_by_fuse_or_by_privilege(
     assert not unpack.can_mount(builder)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert unpack.can_mount(Apptainer(builder.path, ()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make such an installation")
+def test_a_setuid_installation(builder: Apptainer, tmp_path: Path) -> None:
+    starter = tmp_path / "libexec/apptainer/bin/starter-suid"
+    starter.parent.mkdir(parents=True)
+    starter.touch(mode=0o755)
+    assert not unpack.is_setuid(builder.path)
+    starter.chmod(0o4755)
+    assert unpack.is_setuid(builder.path)
 
 
 def test_starts_at_the_same_time_share_one_copy(

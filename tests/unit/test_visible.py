@@ -58,6 +58,17 @@ def test_a_missing_home_is_not_made(home: Path, env: dict[str, str], tmp_path: P
         visible.home_folder({"HOME": "/a:b"})
 
 
+@pytest.mark.parametrize("folder", ["/opt", "/usr/sbin", "/opt/llama.cpp", "/bin"])
+def test_a_home_that_the_image_has_itself(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(LLMError, match="cannot be shown"):
+        visible.home_folder({"HOME": folder})
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(LLMError, match="cannot be shown"):
+        visible.home_folder({"HOME": str(tmp_path / "link")})
+    assert visible.home_folder({"HOME": "/opt/me"}) == "/opt/me"
+    assert visible.home_folder({"HOME": "/"}) == "/"
+
+
 def test_local_folder_is_the_users_alone(home: Path, env: dict[str, str], tmp_path: Path) -> None:
     env["LLM_LOCAL_DIR"] = str(tmp_path)
     settings = load_settings(env, str(home))
@@ -103,12 +114,37 @@ def test_folders_of_the_site(home: Path, env: dict[str, str], tmp_path: Path) ->
     arguments = shown(home, env, tmp_path / "work")
     for name in ("data", "scratch", "work"):
         assert ["--bind", f"{tmp_path}/{name}"] in arguments
-    assert arguments[-2:] == [
-        ["--bind", f"{tmp_path}/models:{tmp_path}/models:ro"],
-        ["--bind", f"{tmp_path}/data:/mnt/data:ro"],
-    ]
+    assert ["--bind", f"{tmp_path}/models:{tmp_path}/models:ro"] in arguments
+    assert arguments[-1] == ["--bind", f"{tmp_path}/data:/mnt/data:ro"]
     assert ["--bind", str(home)] in arguments
     assert not [argument for argument in arguments if "no/such" in argument[1]]
+
+
+def test_shared_models_hide_nothing_and_stay_read_only(
+    home: Path, env: dict[str, str], tmp_path: Path
+) -> None:
+    work = tmp_path / "data" / "models" / "work"
+    work.mkdir(parents=True)
+    env["LLM_DATA_DIR"] = str(tmp_path / "data")
+    env["LLM_MODELS_DIR"] = models = str(tmp_path / "data" / "models")
+    env["HF_HOME"] = f"{models}/hf"
+    arguments = [argument for _, argument in shown(home, env, work)]
+    order = [f"{tmp_path}/data", f"{models}:{models}:ro", str(work), f"{models}/hf"]
+    assert [argument for argument in arguments if f"{tmp_path}/data" in argument] == order
+
+
+def test_caches_of_the_user_are_made(home: Path, env: dict[str, str], tmp_path: Path) -> None:
+    env["HF_HOME"] = str(tmp_path / "new" / "hf")
+    env["HF_TOKEN_PATH"] = str(tmp_path / "token")
+    env["TORCH_HOME"] = env["HOME"] + "/torch"
+    env["MPLCONFIGDIR"] = "relative"
+    assert ["--bind", f"{tmp_path}/new/hf"] in shown(home, env, tmp_path / "elsewhere")
+    assert not (tmp_path / "token").exists() and not Path(env["TORCH_HOME"]).exists()
+    (tmp_path / "file").touch()
+    env["TORCH_HOME"] = str(tmp_path / "file" / "torch")
+    with pytest.raises(LLMError, match="file/torch cannot be made") as caught:
+        shown(home, env, tmp_path)
+    assert "TORCH_HOME" in caught.value.why and "export TORCH_HOME=" in caught.value.fix
 
 
 def test_an_installation_in_a_folder_of_the_image_shows_its_recipes_only(

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import functools
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +26,9 @@ from _llm.images.catalog import Image, load_image
 from _llm.images.inputs import DIGEST_LENGTH, digest_of, image_inputs, lock_date
 from _llm.images.locks import read_apt_lock
 
-# Room for the sandbox and the packed image, in GiB (measured: cpu 2.5, cuda13 11).
 # As apptainer(1) names them, without APPTAINER_ or SINGULARITY_.
 REGISTRY_VARIABLES = ("DOCKER_USERNAME", "DOCKER_PASSWORD", "NOHTTPS", "AUTHFILE")
+# Room for the sandbox and the packed image, in GiB (measured: cpu 2.5, cuda13 11).
 NEED_GIB = {"": 2, "cpu": 6, "cuda12": 24, "cuda13": 24}
 
 
@@ -67,7 +69,11 @@ class Request:
     @functools.cached_property
     def tools(self) -> dict[str, str]:
         """Versions of the programs that make the image."""
-        mksquashfs = subprocess.run(["mksquashfs", "-version"], capture_output=True, text=True,
+        program = shutil.which("mksquashfs", path=self.env["PATH"])
+        if not program:
+            raise LLMError("mksquashfs is missing", "it packs an image; Apptainer's own packages "
+                           "bring it along", "an administrator installs the package squashfs-tools")
+        mksquashfs = subprocess.run([program, "-version"], capture_output=True, text=True,
                                     check=False, env=self.env).stdout.split("\n")[0]
         return {"apptainer": checks.apptainer_version(self.apptainer),
                 "mksquashfs": " ".join(mksquashfs.split()[:3]),
@@ -118,11 +124,14 @@ def build(image: Image, request: Request) -> Path:
     target = file_for(image, request, inputs)
     link = request.images / f"{image.label}.sif"
     if target.exists():
-        steps.set_link(target, link)
+        with contextlib.suppress(OSError):  # an image in somebody else's folder
+            steps.set_link(target, link)
         return target
     request.images.mkdir(parents=True, exist_ok=True)
     parent = build(load_image(request.containers, image.parent), request) if image.parent else None
-    with only_one(request.images / f".{image.label}.lock"):
+    with only_one(request.images / f".{image.label}.lock") as alone:
+        if alone:
+            remove_parts(request.images, image)
         if not target.exists():
             make(image, parent, inputs, target, request)
             steps.set_link(target, link)
@@ -166,15 +175,16 @@ def make(
             definition = steps.effective_definition(definition, request.base)
         env = build_env(request, work, image)
         log.step(2, 5, "sandbox from the definition file")
-        sandbox = steps.make_sandbox(image, definition, arguments, binds, work, env, log)
+        sandbox = steps.make_sandbox(request.apptainer, image, definition, arguments, binds, work,
+                                     env, log)
         log.step(3, 5, "tidy up")
-        steps.tidy(sandbox, binds, env, log)
+        steps.tidy(request.apptainer, sandbox, binds, env, log)
         log.step(4, 5, "pack")
         part = target.with_name(f".{target.name}.part-{os.getpid()}")
         try:
-            steps.pack(sandbox, part, env, log)
+            steps.pack(request.apptainer, sandbox, part, env, log)
             log.step(5, 5, f"smoke test ({part.stat().st_size / 2**20:.0f} MiB)")
-            steps.smoke_test(part, request.flags, env, log)
+            steps.smoke_test(request.apptainer, part, request.flags, env, log)
             steps.publish(part, target)
         finally:
             part.unlink(missing_ok=True)
@@ -258,20 +268,42 @@ def compile_llama(
         arguments = {"PARENT": str(parent), **llama_cpp.compile_arguments(flavour, architectures)}
         definition = (scripts / "compile.def").read_text()
         env = build_env(request, work, image)
-        steps.make_sandbox(image, definition, arguments, binds, work, env, log)
+        steps.make_sandbox(request.apptainer, image, definition, arguments, binds, work, env, log)
         llama_cpp.keep(work / "out", kept)
 
 
 @contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """Hold a lock file; wait, and say so, while another build holds it."""
-    with open(path, "w") as stream:
+def only_one(path: Path) -> Iterator[bool]:
+    """Hold a lock file; wait, and say so, while another build holds it.
+
+    Gives False where the file system knows no locks (Lustre without `flock`, NFS without lockd):
+    the build goes on, and two at once are each other's second copy.
+    """
+    try:
+        stream = open(path, "a")  # noqa: SIM115 - closed below
+    except PermissionError:
+        if not path.exists():
+            raise
+        stream = open(path)  # noqa: SIM115 - a colleague's
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"image: another build is under way ({path}); waiting for it", flush=True)
             fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        except OSError as error:
+            print(f"image: note: no locks on this file system ({path}: {error.strerror})",
+                  flush=True)
+            yield False
+            return
+        yield True
+
+
+def remove_parts(images: Path, image: Image) -> None:
+    """Remove what builds of this image left behind that were killed while they packed."""
+    for part in images.glob(f".{image.label}-*.sif.part-*"):
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def epoch_of(day: str) -> int:

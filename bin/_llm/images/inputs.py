@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from _llm.images.catalog import Image
 # Files of an image's folder that describe it to people and don't go into it.
 NOT_INPUTS = ("README.md", ".in")
 DIGEST_LENGTH = 12
+# Files of one variant; the group is its name.
+VARIANT_FILES = (r"requirements-(\w+)\.lock", r"apt-(\w+)\.lock", r"(\w+)-compiler\.lock")
+GPU_FILES = ("compile-cuda.sh",)
 
 
 def hash_folder(folder: Path, pattern: str = "*.py") -> str:
@@ -40,17 +44,21 @@ def image_inputs(
         if shared.is_file() and not shared.name.endswith(NOT_INPUTS):
             found[f"shared {shared.name}"] = sha256_of(shared)
     found["build code"] = hash_folder(Path(__file__).parent)
+    # It unpacks the packages that `base` is made of.
+    found["build code debian.py"] = sha256_of(Path(__file__).parents[1] / "debian.py")
     found.update({f"argument {key}": value for key, value in sorted(arguments.items())})
     found.update({f"tool {key}": value for key, value in sorted(tools.items())})
     return found
 
 
 def belongs_to_variant(name: str, image: Image) -> bool:
-    """Whether a file of the folder is an input of this variant: others' locks are not."""
-    for stem in ("requirements-", "apt-"):
-        if name.startswith(stem) and name.endswith(".lock"):
-            return name == f"{stem}{image.variant}.lock"
-    return True
+    """Whether a file of the folder is an input of this variant: others' locks are not, nor is what
+    compiles for GPUs an input of a variant without them."""
+    for pattern in VARIANT_FILES:
+        found = re.fullmatch(pattern, name)
+        if found:
+            return found.group(1) == image.variant
+    return name not in GPU_FILES or image.variant.startswith("cuda")
 
 
 def digest_of(inputs: Mapping[str, str]) -> str:
@@ -60,9 +68,11 @@ def digest_of(inputs: Mapping[str, str]) -> str:
 
 
 def lock_date(image: Image) -> str:
-    """The day on which the image's newest lock was made, from the locks' own first lines."""
+    """The day on which the variant's newest lock was made, from the locks' own first lines."""
     dates = []
     for lock in image.folder.glob("*.lock"):
+        if not belongs_to_variant(lock.name, image):
+            continue
         for line in lock.read_text().splitlines()[:3]:
             if line.startswith("# locked: "):
                 dates.append(line.removeprefix("# locked: ").strip())

@@ -1,7 +1,7 @@
 """llama.cpp's programs, libraries and Python wheel: compiled once, kept by source and flags.
 
-The cache key holds the source's hash and the compile script, and nothing else: neither a new Python
-package nor a new compiler package compiles llama.cpp again.
+The cache key holds the source's hash, the compile scripts and, for GPUs, the locked CUDA compiler,
+and nothing else: no new Python or Debian package compiles llama.cpp again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def compile_key(folder: Path, flavour: str, architectures: Sequence[str] = ()) -
     folder: containers/llm/llama.cpp. flavour: `cpu`, or a CUDA variant, whose CUDA backend alone is
     compiled and laid beside the cpu flavour's files. architectures: as CMAKE_CUDA_ARCHITECTURES.
     """
-    names = ["source.lock", "compile-cpu.sh" if flavour == "cpu" else "compile-cuda.sh"]
+    script = "compile-cpu.sh" if flavour == "cpu" else "compile-cuda.sh"
+    names = ["source.lock", "compile.sh", script]
     if flavour != "cpu":
         names.append(f"{flavour}-compiler.lock")
     digest = hashlib.sha256(f"{flavour} {' '.join(architectures)}\n".encode())

@@ -20,6 +20,7 @@ from _llm.images import pip_settings
 from _llm.images.catalog import children_of, load_image, parent_of, variants_of
 from _llm.images.locks import read_apt_lock, read_names, write_apt_lock, write_text
 
+DEBIAN_SUITE = "bookworm"
 PYTHON_VERSION = "3.11"
 # Debian 12 has glibc 2.36; wheels for anything older install.
 PYTHON_PLATFORM = "x86_64-manylinux_2_31"
@@ -42,24 +43,25 @@ def lock_image(
     for variant in sorted(chosen, key=lambda v: v != "cpu"):
         try:
             report += lock_python(containers / name, variant, uv)
-        except LLMError:
-            if variant in variants:
+        except LLMError as error:
+            # cpu must be lockable everywhere, and the others are held to what it pins.
+            if variant in variants or variant == "cpu":
                 raise
-            unreachable.append(variant)
+            unreachable.append((variant, error.why))
     if chosen:
         report += lock_file(containers / "build.in", containers / "build.lock", uv)
         for source in sorted((containers / name).glob("*/*.in")):
             report += lock_file(source, source.with_suffix(".lock"), uv, dependencies=False)
-    return report + [f"{name}-{v}: not locked, its packages are not reachable from here "
-                     f"(make lock IMAGE={name} VARIANT={v} shows why)" for v in unreachable]
+    return report + [f"{name}-{variant}: not locked: {why}" for variant, why in unreachable]
 
 
 def lock_debian(containers: Path, name: str, state: Path) -> list[str]:
     """Lock the Debian packages of an image, and of its relatives where they have to move along."""
-    archives = host_archives()
+    archives = [a for a in host_archives() if a.suite.startswith(DEBIAN_SUITE)]
     if not archives:
-        raise LLMError("Debian packages can't be locked on this host", "its APT names no Debian "
-                       "archive, whose signed lists it takes", "run make lock on a Debian machine")
+        raise LLMError("Debian packages can't be locked on this host", f"its APT names no archive "
+                       f"of Debian {DEBIAN_SUITE}, whose signed lists it takes", "run make lock on "
+                       "a Debian 12 machine")
     apt = PrivateApt(state / "apt-lock", archives)
     apt.update()
     root = name
@@ -92,8 +94,7 @@ def lock_debian(containers: Path, name: str, state: Path) -> list[str]:
 def lock_python(folder: Path, variant: str, uv: str) -> list[str]:
     """Lock the Python packages of one variant.
 
-    Every variant but cpu and those with a torch of their own CUDA release pins what cpu pins,
-    except torch.
+    Every variant pins what cpu pins, except torch.
     """
     sources = [folder / "requirements.in", folder / f"requirements-{variant}.in"]
     target = folder / f"requirements-{variant}.lock"

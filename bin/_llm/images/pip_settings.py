@@ -29,6 +29,7 @@ class PipSettings:
     find_links: tuple[str, ...]
     ca_bundle: str
     trusted_hosts: tuple[str, ...]
+    no_index: bool = False
 
 
 def read_pip_settings(
@@ -66,6 +67,7 @@ def read_pip_settings(
         find_links=tuple(filter(_exists, _words(values.get("find-links", "")))),
         ca_bundle=bundle if bundle and os.path.isfile(bundle) else "",
         trusted_hosts=tuple(_words(values.get("trusted-host", ""))),
+        no_index=values.get("no-index", "").strip().lower() in ("1", "true", "yes", "on", "y", "t"),
     )
 
 
@@ -94,10 +96,16 @@ def package_environment(
         return seen_as.get(folder) or (f"{seen_as[parent]}/{name}" if parent in seen_as else folder)
 
     links = [inside(folder_of(link)) if folder_of(link) else link for link in settings.find_links]
-    remote = [f"file://{inside(folder_of(index))}" if folder_of(index) else index
-              for index in settings.extra_indexes]
+
+    def address(index: str) -> str:
+        """An index as the build reaches it."""
+        return f"file://{inside(folder_of(index))}" if folder_of(index) else index
+
+    remote = [address(index) for index in settings.extra_indexes]
+    if settings.no_index:
+        variables["PIP_NO_INDEX"] = variables["UV_NO_INDEX"] = "1"
     if settings.index:
-        variables["PIP_INDEX_URL"] = variables["UV_DEFAULT_INDEX"] = settings.index
+        variables["PIP_INDEX_URL"] = variables["UV_DEFAULT_INDEX"] = address(settings.index)
     if remote:
         variables["PIP_EXTRA_INDEX_URL"] = variables["UV_INDEX"] = " ".join(remote)
         # pip takes the best version of all indexes; uv left alone stops at the first that knows the
@@ -126,7 +134,8 @@ def local_folders(settings: PipSettings) -> list[str]:
     Of an index it is the parent: its pages name files by relative links (`../../files/…`).
     """
     found = [folder_of(link) for link in settings.find_links]
-    found += [os.path.dirname(folder_of(i)) for i in settings.extra_indexes if folder_of(i)]
+    indexes = filter(_exists, [settings.index, *settings.extra_indexes])
+    found += [os.path.dirname(folder_of(i)) for i in indexes if i and folder_of(i)]
     return list(dict.fromkeys(folder for folder in found if folder))
 
 

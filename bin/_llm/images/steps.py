@@ -91,10 +91,13 @@ def hint_for(tail: str) -> str:
 
 
 def make_sandbox(
-    image: Image, definition: str, arguments: Mapping[str, str], binds: Sequence[str],
-    folder: Path, env: Mapping[str, str], log: Log,
+    apptainer: str, image: Image, definition: str, arguments: Mapping[str, str],
+    binds: Sequence[str], folder: Path, env: Mapping[str, str], log: Log,
 ) -> Path:
-    """Build the image as a folder from its definition. Return the folder."""
+    """Build the image as a folder from its definition. Return the folder.
+
+    apptainer: path of the program, here and in the other steps.
+    """
     sandbox = folder / "sandbox"
     # %files paths are relative to the working directory, which is the image's folder.
     file = folder / "image.def"
@@ -102,19 +105,23 @@ def make_sandbox(
     options = [word for key, value in arguments.items() for word in ("--build-arg",
                                                                      f"{key}={value}")]
     # --force: without it a child keeps its parent's help, labels of the same name and scripts.
-    command = ["apptainer", "build", *fakeroot_flags(), "--force", "--sandbox", "--notest", *binds,
+    command = [apptainer, "build", *fakeroot_flags(), "--force", "--sandbox", "--notest", *binds,
                *options, str(sandbox), str(file)]
     log.run(["env", "-C", image.folder, *command], env, f"building {image.label}")
     return sandbox
 
 
-def tidy(sandbox: Path, binds: Sequence[str], env: Mapping[str, str], log: Log) -> None:
+def tidy(
+    apptainer: str, sandbox: Path, binds: Sequence[str], env: Mapping[str, str], log: Log,
+) -> None:
     """Remove logs, caches and other leftovers inside the sandbox."""
-    log.run(["apptainer", "exec", *fakeroot_flags(), "--writable", "--no-home", "--no-mount",
+    log.run([apptainer, "exec", *fakeroot_flags(), "--writable", "--no-home", "--no-mount",
              "tmp,cwd,bind-paths", *binds[:2], sandbox, "sh", "/mnt/tidy.sh"], env, "tidying up")
 
 
-def pack(sandbox: Path, image_file: Path, env: Mapping[str, str], log: Log) -> None:
+def pack(
+    apptainer: str, sandbox: Path, image_file: Path, env: Mapping[str, str], log: Log,
+) -> None:
     """Pack the sandbox into an image file, the files that are read first in front."""
     arguments = MKSQUASHFS_ARGUMENTS
     order = sandbox / READING_ORDER
@@ -123,7 +130,7 @@ def pack(sandbox: Path, image_file: Path, env: Mapping[str, str], log: Log) -> N
         (sandbox.parent / "priorities.txt").write_text(text, encoding="utf-8")
         # A name without a path: Apptainer splits the arguments at spaces, which a path may have.
         arguments += " -sort priorities.txt"
-    log.run(["env", "-C", sandbox.parent, "apptainer", "build", *fakeroot_flags(),
+    log.run(["env", "-C", sandbox.parent, apptainer, "build", *fakeroot_flags(),
              "--mksquashfs-args", arguments, image_file.absolute(), sandbox.absolute()], env,
             "packing the image")
 
@@ -139,9 +146,11 @@ def sort_file(reading_order: str) -> str:
                    for number, path in enumerate(paths[:MAX_PRIORITY]))
 
 
-def smoke_test(image_file: Path, flags: Sequence[str], env: Mapping[str, str], log: Log) -> None:
+def smoke_test(
+    apptainer: str, image_file: Path, flags: Sequence[str], env: Mapping[str, str], log: Log,
+) -> None:
     """Run the image's own %test, and with it those of its parents."""
-    log.run(["apptainer", "test", *flags, "--cleanenv", "--no-home", image_file], env,
+    log.run([apptainer, "test", *flags, "--cleanenv", "--no-home", image_file], env,
             "the image's smoke test")
 
 

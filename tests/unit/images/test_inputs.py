@@ -25,6 +25,10 @@ def containers(tmp_path: Path) -> Path:
         (root / f"llm/requirements-{variant}.in").write_text("torch\n")
         (root / f"llm/requirements-{variant}.lock").write_text("# locked: 2026-03-04\ntorch==1\n")
         (root / f"llm/apt-{variant}.lock").write_text("# locked: 2026-03-05\n")
+    (root / "llm/requirements-cuda13.lock").write_text("# locked: 2026-09-09\n")
+    (root / "llm/llama.cpp").mkdir()
+    for name in ("compile.sh", "compile-cuda.sh", "cuda13-compiler.lock", "source.lock"):
+        (root / "llm/llama.cpp" / name).write_text("# locked: 2026-03-01\n")
     return root
 
 
@@ -52,7 +56,7 @@ def test_unknown_names_suggest_the_nearest(containers: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["llm/image.def", "llm/requirements-cpu.lock", "llm/apt-cpu.lock",
-                                  "install.sh"])
+                                  "install.sh", "llm/llama.cpp/compile.sh"])
 def test_each_input_changes_the_digest(containers: Path, file: str) -> None:
     before = digest(containers)
     path = containers / file
@@ -61,7 +65,9 @@ def test_each_input_changes_the_digest(containers: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["llm/README.md", "llm/requirements.in",
-                                  "llm/requirements-cuda13.lock", "llm/apt-cuda13.lock"])
+                                  "llm/requirements-cuda13.lock", "llm/apt-cuda13.lock",
+                                  "llm/llama.cpp/compile-cuda.sh",
+                                  "llm/llama.cpp/cuda13-compiler.lock"])
 def test_what_is_no_input_changes_nothing(containers: Path, file: str) -> None:
     before = digest(containers)
     (containers / file).write_text("changed\n")
@@ -72,11 +78,15 @@ def test_parent_arguments_and_variant_are_inputs(containers: Path) -> None:
     before = digest(containers)
     assert digest(containers, parent="q") != before
     assert digest(containers, CUDA_ARCHITECTURES="90") != before
-    assert digest(containers, variant="cuda13") != before
+    cuda = digest(containers, variant="cuda13")
+    assert cuda != before
+    (containers / "llm/llama.cpp/compile-cuda.sh").write_text("changed\n")
+    assert digest(containers, variant="cuda13") != cuda
     assert digest(containers) == before
 
 
-def test_lock_date_is_the_newest_lock(containers: Path) -> None:
+def test_lock_date_is_the_variants_newest_lock(containers: Path) -> None:
     assert lock_date(load_image(containers, "llm", "cpu")) == "2026-03-05"
+    assert lock_date(load_image(containers, "llm", "cuda13")) == "2026-09-09"
     (containers / "base/apt.lock").write_text("no header\n")
     assert lock_date(load_image(containers, "base")) == "unknown"

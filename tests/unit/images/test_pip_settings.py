@@ -57,3 +57,14 @@ def test_malformed_configuration_is_ignored_as_nothing(tmp_path: Path) -> None:
 
 def test_shell_text_survives_quotes() -> None:
     assert as_shell({"A": "it's $HOME; `x`"}) == "export A='it'\\''s $HOME; `x`'\n"
+
+
+def test_a_mirror_in_a_folder_and_no_index(tmp_path: Path) -> None:
+    index = tmp_path / "mirror" / "simple"
+    index.mkdir(parents=True)
+    found = settings_of(tmp_path, f"[global]\nindex-url = file://{index}\nno-index = true\n")
+    assert local_folders(found) == [str(tmp_path / "mirror")]
+    variables = package_environment(found, "/mnt", {})
+    assert variables["UV_DEFAULT_INDEX"] == "file:///mnt/wheels/0/simple"
+    assert variables["PIP_NO_INDEX"] == variables["UV_NO_INDEX"] == "1"
+    assert "UV_NO_INDEX" not in package_environment(settings_of(tmp_path, "[global]\n"), "", {})

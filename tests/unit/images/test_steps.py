@@ -109,8 +109,9 @@ def test_architectures() -> None:
         cuda_architectures([], {})
 
 
-def test_compile_key_depends_on_source_and_script_alone(tmp_path: Path) -> None:
-    for name in ("source.lock", "compile-cpu.sh", "compile-cuda.sh", "cuda13-compiler.lock"):
+def test_compile_key_depends_on_source_and_scripts_alone(tmp_path: Path) -> None:
+    for name in ("source.lock", "compile.sh", "compile-cpu.sh", "compile-cuda.sh",
+                 "cuda13-compiler.lock"):
         (tmp_path / name).write_text(f"# locked: today\n{name}\n")
     before = compile_key(tmp_path, "cpu")
     (tmp_path / "compile-cuda.sh").write_text("changed")
@@ -118,6 +119,9 @@ def test_compile_key_depends_on_source_and_script_alone(tmp_path: Path) -> None:
     assert compile_key(tmp_path, "cpu") == before
     (tmp_path / "source.lock").write_text("# locked: tomorrow\nnewer\n")
     assert compile_key(tmp_path, "cpu") != before
+    newer = compile_key(tmp_path, "cpu")
+    (tmp_path / "compile.sh").write_text("changed")
+    assert compile_key(tmp_path, "cpu") != newer
     ampere = compile_key(tmp_path, "cuda13", ["80-real"])
     assert ampere != compile_key(tmp_path, "cuda13", ["90-real"])
 

@@ -1,0 +1,31 @@
+"""A file is replaced as a whole or not at all, and a closed folder is said to be one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_recipes.errors import LLMError
+from llm_recipes.files import staged_text, write_text
+
+
+def test_a_text_gets_its_name_when_the_block_has_ended(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with staged_text(file, "new"):
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+    with pytest.raises(KeyboardInterrupt), staged_text(file, "newer"):
+        raise KeyboardInterrupt
+    assert file.read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_closed_folder_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # what the system says of a folder without x
+    with pytest.raises(LLMError, match=r"cannot write .*a\.txt"):
+        write_text(tmp_path / "nowhere" / "a.txt", "x")
