@@ -54,6 +54,7 @@ def main() -> None:
         opened.setdefault(line)
     packed = ("/usr/", "/opt/", "/etc/")
     files = dict.fromkeys(os.path.realpath(name) for name in opened if name.startswith(packed))
+    files.pop(os.path.realpath(__file__), None)  # the build removes it
     Path(sys.argv[1]).write_text("".join(f"{name}\n" for name in files if os.path.isfile(name)),
                                  encoding="utf-8")
 
