@@ -55,10 +55,10 @@ def host_environment(folder: Path) -> Path:
         name = re.split(r"[=@\[ ]", requirement)[0]
         pinned = re.sub(r"^([\w.-]+(\[[^]]*\])?)==([^+ ]+ )", r"\1===\3", requirement)
         (archives if name in sources else wheels).append(pinned)
-    install = [uv, "pip", "install", "--quiet", "--no-deps"]
+    install = [uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
     for options, requirements in (
-        (["--require-hashes", "--only-binary", ":all:"], wheels),
-        (["--require-hashes", "--no-build-isolation"], archives),
+        (["--only-binary", ":all:"], wheels),
+        (["--no-build-isolation"], archives),
     ):
         listing = folder / "requirements.txt"
         listing.write_text("\n".join(requirements) + "\n")

@@ -44,10 +44,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result to this file [not written]")
     options = parser.parse_args()
     sys.path.insert(0, str(HOME / "bin"))
-    from _llm.apptainer import exec_flags, find_apptainer
+    from _llm.apptainer import exec_flags
     from _llm.images.steps import READING_ORDER, sort_file
+    from _llm.setup import find_apptainer
 
-    path = find_apptainer(os.environ, str(HOME)).path
+    path = find_apptainer()
     os.environ["PATH"] = os.path.dirname(path) + os.pathsep + os.environ["PATH"]
     source = subprocess.run(
         ["sh", HOME / "bin/_llm/tool.sh", "image", "path", "--image", "llm", "--variant", "cpu"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def apptainer() -> list[str]:
     import sys
 
     sys.path.insert(0, str(HOME / "bin"))
-    from _llm.apptainer import find_apptainer
+    from _llm.apptainer import exec_flags
+    from _llm.setup import find_apptainer
 
-    found = find_apptainer(os.environ, str(HOME))
-    return [found.path, "exec", *found.exec_flags]
+    return [find_apptainer(), "exec", *exec_flags()]

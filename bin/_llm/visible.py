@@ -108,14 +108,7 @@ def cache_folder(settings: Settings, user: str) -> str:
             f"the cache folder {folder} would be below it",
             "export LLM_CACHE_DIR=/path/with/room",
         )
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise LLMError(
-            f"the cache folder {folder} cannot be made",
-            f"{error.strerror} (from the {settings.origin('paths', 'cache')})",
-            "choose another one: export LLM_CACHE_DIR=/path/with/room",
-        ) from None
+    _make_cache_folder(folder, settings.origin("paths", "cache"), "LLM_CACHE_DIR")
     return folder
 
 
@@ -164,14 +157,19 @@ def make_cache_folders(env: Mapping[str, str], user: str) -> None:
             continue
         if user != "/" and is_inside(folder, user):
             continue
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise LLMError(
-                f"the cache folder {folder} cannot be made",
-                f"{error.strerror} (from the environment variable {name})",
-                f"choose another one: export {name}=/path/with/room",
-            ) from None
+        _make_cache_folder(folder, f"environment variable {name}", name)
+
+
+def _make_cache_folder(folder: str, origin: str, variable: str) -> None:
+    """Make a folder. `origin` says where its path comes from, `variable` names another one."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise LLMError(
+            f"the cache folder {folder} cannot be made",
+            f"{error.strerror} (from the {origin})",
+            f"choose another one: export {variable}=/path/with/room",
+        ) from None
 
 
 def show_folders(

@@ -50,23 +50,16 @@ def converse(decoder: Decoder, tokenizer: Any, style: Style, system: str | None)
         elif line:
             turn += 1
             history.append({"role": "user", "content": line})
-            answer = _answer(decoder, tokenizer, style, system, history, turn)
+            token_ids = _rendered(decoder, tokenizer, style, system, history, turn)
+            answer = _answer(decoder, token_ids, turn)
             if answer is None:
                 history.pop()
             else:
                 history.append({"role": "assistant", "content": answer})
 
 
-def _answer(
-    decoder: Decoder,
-    tokenizer: Any,
-    style: Style,
-    system: str | None,
-    history: list[dict[str, str]],
-    turn: int,
-) -> str | None:
-    """The answer to the history's last question, shown while it is written; None without one."""
-    token_ids = _rendered(decoder, tokenizer, style, system, history, turn)
+def _answer(decoder: Decoder, token_ids: list[int], turn: int) -> str | None:
+    """The answer to a rendered conversation, shown while it is written; None without one."""
     context = decoder.settings.context
     if context is not None and len(token_ids) >= context:
         _note(f"too long: {len(token_ids)} tokens of {context}")
