@@ -144,12 +144,15 @@ def install_newer_debian() -> bool:
     """Unpack Apptainer from Debian's newer packages into `.tools/apptainer` and make it start."""
     if not host_archives():
         return False
-    print(f"setup: unpacking Apptainer from Debian {NEWER_SUITE} into {TOOLS / 'apptainer'}",
-          flush=True)
-    folder = TOOLS / "apptainer"
-    part = TOOLS / f".apptainer-{os.getpid()}"
+    tools = folder_for_unpacking()
+    folder = tools / "apptainer"
+    if tools != TOOLS and (folder / "here").is_symlink():  # of another checkout
+        link_apptainer(folder)
+        return True
+    print(f"setup: unpacking Apptainer from Debian {NEWER_SUITE} into {folder}", flush=True)
+    part = tools / f".apptainer-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
-    remove_stale_parts()
+    remove_stale_parts(tools)
     mirrors = {"main": host_archives()[0].uri}
     apt = newer_apt()
     patchelf = ensure_debian_tool("patchelf", "usr/bin/patchelf")
@@ -158,12 +161,41 @@ def install_newer_debian() -> bool:
     relocate(part, folder, patchelf)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
+    if tools != TOOLS:
+        link_apptainer(folder)
     return True
 
 
-def remove_stale_parts() -> None:
+def folder_for_unpacking() -> Path:
+    """`.tools` of the checkout, or of the cache folder where the checkout's path has a space.
+
+    Apptainer looks for its own mounts in the kernel's table, which writes a space as a number, and
+    gives up after 10 s (seen with 1.4.5).
+
+    Raises LLMError where the cache folder's path has a space too.
+    """
+    for tools in (TOOLS, cache_folder() / ".tools"):
+        if not re.search(r"\s", str(tools.resolve())):
+            return tools
+    raise LLMError(
+        "Apptainer can't be unpacked into a folder whose path has a space",
+        f"{TOOLS} and {cache_folder()} have one, and Apptainer doesn't find its mounts there",
+        "LLM_CACHE_DIR=/path/without/spaces make setup")
+
+
+def link_apptainer(folder: Path) -> None:
+    """Let `.tools/apptainer` of the checkout lead to an Apptainer that was unpacked elsewhere."""
+    link = TOOLS / "apptainer"
+    if link.is_symlink():
+        link.unlink()
+    shutil.rmtree(link, ignore_errors=True)
+    TOOLS.mkdir(exist_ok=True)
+    link.symlink_to(folder.resolve())
+
+
+def remove_stale_parts(tools: Path) -> None:
     """Remove what an unpacking left behind that was interrupted: its process is gone."""
-    for part in TOOLS.glob(".apptainer-*"):
+    for part in tools.glob(".apptainer-*"):
         try:
             os.kill(int(part.name.rpartition("-")[2]), 0)
         except ProcessLookupError:

@@ -175,6 +175,25 @@ def test_parts_of_dead_processes_are_removed(checkout: Path) -> None:
     dead.wait()
     for number in (str(dead.pid), str(os.getpid()), "odd"):
         (setup.TOOLS / f".apptainer-{number}/usr").mkdir(parents=True)
-    setup.remove_stale_parts()
+    setup.remove_stale_parts(setup.TOOLS)
     assert {part.name for part in setup.TOOLS.iterdir()} == {
         f".apptainer-{os.getpid()}", ".apptainer-odd"}
+
+
+def test_apptainer_is_not_unpacked_below_a_space(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "host_archives", lambda: [Archive("http://a.invalid", "bookworm")])
+    monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "with space"))
+    with pytest.raises(LLMError, match="whose path has a space"):
+        setup.install_newer_debian()
+    shared = tmp_path / "cache/.tools/apptainer"
+    shared.mkdir(parents=True)
+    (shared / "here").symlink_to(shared)
+    monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
+    for _ in range(2):  # a copy that another checkout has unpacked is used, again and again
+        assert setup.install_newer_debian()
+        assert (checkout / ".tools/apptainer").resolve() == shared
+    without = tmp_path / "checkout"
+    monkeypatch.setattr(setup, "TOOLS", without / ".tools")
+    assert setup.folder_for_unpacking() == without / ".tools"
