@@ -84,6 +84,22 @@ def check_import_structure() -> None:
     print(f"llm: {len(noted)} models are known without reading their sources")
 
 
+def check_bytecode() -> None:
+    """The bundle holds what is in the modules' own files, and imports come from it."""
+    import llm_bytecode
+    import torch.nn
+
+    bundle = llm_bytecode.read()
+    for stem, (offset, size, is_package) in bundle.modules.items():
+        source = f"{stem}/__init__.py" if is_package else f"{stem}.py"
+        own = Path(importlib.util.cache_from_source(source)).read_bytes()
+        assert own[llm_bytecode.PYC_HEADER:] == bundle.data[offset:offset + size], stem
+    assert type(torch.nn.__loader__).__module__ == "llm_bytecode"
+    replaced = sorted(name for name in bundle.records if llm_bytecode.was_replaced(bundle, name))
+    assert not replaced, f"newer than the bundle: {replaced}"
+    print(f"llm: the bytecode of {len(bundle.modules)} modules is in one file")
+
+
 def check_tokenizer() -> None:
     """Train a tokenizer and get the text back."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -151,6 +167,7 @@ def main() -> None:
         check_imports(gpu)
         check_torch(gpu)
         check_import_structure()
+        check_bytecode()
         check_tokenizer()
         check_llama_cpp(gpu)
         check_programs()
