@@ -34,6 +34,6 @@ def test_what_the_system_refuses_is_said_in_words(
 
 
 def test_a_closed_pipe_is_no_fault() -> None:
-    command = f"exec 3>&1; {sys.executable} -I '{MAIN}' llm-run --help | true"
+    command = f"exec 3>&1; '{sys.executable}' -I '{MAIN}' llm-run --help | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

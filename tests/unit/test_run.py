@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The checkout's path, and with it that of its environment, may have a space: no shebang can.
+PYTHON = os.path.realpath(sys.executable)
 # Answers llm-run's question about the image, and prints its start otherwise.
 APPTAINER = """#!{python}
 import json, os, sys
@@ -24,7 +26,7 @@ else:
 """
 # Answers every question as Python 3.6 does: PROGRAM -I -c QUESTION
 PYTHON_36 = f"""#!/bin/sh
-exec {sys.executable} -I -c 'import sys; sys.version_info = (3, 6, 8); exec(sys.argv[1])' "$3"
+exec '{PYTHON}' -I -c 'import sys; sys.version_info = (3, 6, 8); exec(sys.argv[1])' "$3"
 """
 
 
@@ -32,7 +34,7 @@ exec {sys.executable} -I -c 'import sys; sys.version_info = (3, 6, 8); exec(sys.
 def user(tmp_path: Path, env: dict[str, str], images: Path) -> dict[str, str]:
     """The environment of a user with images and that Apptainer."""
     program = tmp_path / "apptainer"
-    program.write_text(APPTAINER.format(python=sys.executable), encoding="utf-8")
+    program.write_text(APPTAINER.format(python=PYTHON), encoding="utf-8")
     program.chmod(0o755)
     env.update(
         LLM_APPTAINER=str(program),
@@ -207,7 +209,8 @@ def test_from_any_path_through_any_link(user: dict[str, str], tmp_path: Path, na
 
 def test_found_on_path(user: dict[str, str]) -> None:
     user["PATH"] = f"{REPOSITORY}/bin:{user['PATH']}"
-    line = f"llm-run --version && bash llm-run --version && cd {REPOSITORY}/bin && sh llm-run -h"
+    line = (f"llm-run --version && bash llm-run --version && cd {shlex.quote(str(REPOSITORY))}/bin "
+            "&& sh llm-run -h")
     done = subprocess.run(["sh", "-c", line], env=user, capture_output=True, text=True)
     assert done.stdout.count("llm-run 0.") == 2, done.stderr
     assert "usage:" in done.stdout
