@@ -113,14 +113,24 @@ def user(request: pytest.FixtureRequest, cpu_image: Path) -> Iterator[User]:
     ordinary = request.param == "ordinary user"
     if ordinary and os.geteuid() != 0:
         pytest.skip("this user is an ordinary one")
-    if ordinary and not all(path.stat().st_mode & 0o005 for path in Path(LLM_RUN).parents):
-        pytest.skip("other users cannot read this checkout")
+    if ordinary:
+        skip_if_closed_to_others()
     with tempfile.TemporaryDirectory(prefix="llm-run-") as name:
         Path(name).chmod(0o755)
         somebody = User(Path(name), cpu_image, ordinary)
         if ordinary:  # as on any machine with users
             somebody.prefix = [*with_fuse(Path(name), is_open=True), *somebody.prefix]
         yield somebody
+
+
+def skip_if_closed_to_others() -> None:
+    """Skip where the checkout, or an Apptainer that it keeps in root's home, is not for others."""
+    files = [Path(LLM_RUN)]
+    if not (os.environ.get("LLM_APPTAINER") or shutil.which("apptainer")):
+        files.append((REPOSITORY / ".tools" / "apptainer").resolve())
+    for file in files:
+        if not all(path.stat().st_mode & 0o005 for path in file.parents):
+            pytest.skip(f"other users cannot read {file}")
 
 
 def with_fuse(folder: Path, is_open: bool) -> list[str]:
@@ -363,6 +373,7 @@ def test_without_fuse(base_image: Path) -> None:
     """Several starts at once unpack the image once, and the next ones use that copy."""
     if os.geteuid() != 0 or not FUSE.exists():
         pytest.skip("only root can close /dev/fuse to others")
+    skip_if_closed_to_others()
     with tempfile.TemporaryDirectory(prefix="llm-run-") as name:
         Path(name).chmod(0o755)
         user = User(Path(name), base_image, ordinary=True)
