@@ -7,22 +7,26 @@ transformers/utils/import_utils.py). In an image these files never change. The b
     python3 -m llm_import_structure     # writes llm_import_structure.json beside this file
 
 and llm_import_structure.pth loads this module at each start of Python, which hands the result to
-transformers when that is imported. The image's smoke test compares it with what transformers finds
-by itself. Only the copy of transformers beside this file is meant: for any other, as one that a
-user installed, transformers reads the sources as always.
+transformers when that is imported; nothing is imported here that every start would have to wait
+for. The image's smoke test compares the result with what transformers finds by itself. Only the
+copy of transformers beside this file is meant: for any other, as one that a user installed,
+transformers reads the sources as always.
 """
 
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+    # transformers' own form: folders and sets of required packages as keys, side by side.
+    Structure = dict[Any, Any]
 
 MODULE = "transformers.utils.import_utils"
 FUNCTION = "create_import_structure_from_path"
-# transformers' own form: folders and sets of required packages as keys, side by side.
-Structure = dict[Any, Any]
 
 
 class Finder:
@@ -52,6 +56,7 @@ def use(module: ModuleType) -> None:
     """Let a loaded import_utils take the structure of this image's models from the file."""
     import json
     import os
+    from functools import lru_cache
 
     here = os.path.dirname(os.path.abspath(__file__))
     models = os.path.join(here, "transformers", "models")
@@ -110,5 +115,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-elif not any(finder is Finder for finder in sys.meta_path):
+else:
     sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]

@@ -1,10 +1,9 @@
 """Write the order in which the image's main programs read its files: reading_order.py OUTPUT
 
-Runs at the end of a build, once for llm_bytecode.py and once with its file; the image's data are
-packed in the second order. A compressed image is read in blocks that hold many small files each: in
-the packer's own order, which is that of names, each import touches blocks all over the image, and
-the blocks that the FUSE server keeps are thrown out before their next file is asked for, so that
-the same block is unpacked again and again.
+Runs at the end of a build; the image's data are then packed in this order. A compressed image is
+read in blocks that hold many small files each: in the packer's own order, which is that of names,
+each import touches blocks all over the image, and the blocks that the FUSE server keeps are thrown
+out before their next file is asked for, so that the same block is unpacked again and again.
 benchmarks/imports.py and benchmarks/squashfs.py show what that costs.
 
 OUTPUT gets one absolute path a line, first read first.

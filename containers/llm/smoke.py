@@ -90,12 +90,12 @@ def check_bytecode() -> None:
     import torch.nn
 
     bundle = llm_bytecode.read()
-    for stem, (offset, size, is_package) in bundle.modules.items():
-        source = f"{stem}/__init__.py" if is_package else f"{stem}.py"
+    for stem in bundle.modules:
+        source = llm_bytecode.source_of(bundle, stem)
         own = Path(importlib.util.cache_from_source(source)).read_bytes()
-        assert own[llm_bytecode.PYC_HEADER:] == bundle.data[offset:offset + size], stem
+        assert own[llm_bytecode.PYC_HEADER:] == bundle.code(stem), stem
     assert type(torch.nn.__loader__).__module__ == "llm_bytecode"
-    replaced = sorted(name for name in bundle.records if llm_bytecode.was_replaced(bundle, name))
+    replaced = sorted(name for name in bundle.records if bundle.was_replaced(name))
     assert not replaced, f"newer than the bundle: {replaced}"
     print(f"llm: the bytecode of {len(bundle.modules)} modules is in one file")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from python_with_path import run_python
 
 FILE = Path(__file__).resolve().parents[3] / "containers/llm/llm_bytecode.py"
 MODULES = {
@@ -32,24 +31,40 @@ def site(tmp_path: Path) -> Path:
     (folder / "kit-1.0.dist-info").mkdir()
     (folder / "kit-1.0.dist-info/RECORD").write_text("".join(f"{name},,\n" for name in MODULES))
     (folder / "llm_bytecode.py").write_text(FILE.read_text())
-    python("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(folder),
+    run_python("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(folder),
            path=[folder])
     order = "".join(f"{file}\n" for file in sorted(folder.rglob("*")) if file.is_file())
     (tmp_path / "order.txt").write_text(order)
-    python("-m", "llm_bytecode", str(tmp_path / "order.txt"), path=[folder])
+    run_python("-m", "llm_bytecode", *lists(tmp_path), path=[folder])
     return folder
 
 
-def python(*words: str, path: list[Path]) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False,
-                          env={"PYTHONPATH": os.pathsep.join(map(str, path))})
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def lists(folder: Path) -> list[str]:
+    """The reading order without the bundle, and the one with it."""
+    return [str(folder / "order.txt"), str(folder / "packed.txt")]
 
 
 def with_hook(program: str, site: Path, *words: str, first: list[Path] | None = None) -> str:
     """Run a program as in the image, where the hook is loaded before it."""
-    return python(*words, "-c", f"import llm_bytecode\n{program}", path=[*(first or []), site])
+    program = f"import llm_bytecode\n{program}"
+    return run_python(*words, "-c", program, path=[*(first or []), site]).strip()
+
+
+def test_nothing_else_is_imported_at_each_start(site: Path) -> None:
+    program = ("import sys, os; before = {*sys.modules}; import llm_bytecode;"
+               "print(sorted({*sys.modules} - before))")
+    assert run_python("-S", "-c", program, path=[site]) == "['__future__', 'llm_bytecode']\n"
+
+
+def test_the_reading_order_names_the_bundle_in_place_of_its_modules(
+    site: Path, tmp_path: Path
+) -> None:
+    files = (tmp_path / "packed.txt").read_text().splitlines()
+    assert files[1] == str(site / "llm_bytecode.bin") and "llm_bytecode." in files[0]
+    kept = {str(Path(file).relative_to(site)) for file in files}
+    assert {"kit/inner/deep.py", "kit/data/plain.txt"} < kept
+    assert not [file for file in kept if file.startswith("kit/inner/__pycache__")]
+    assert [file for file in kept if file.startswith("kit/__pycache__/__init__.")]
 
 
 def test_submodules_come_from_the_bundle_and_packages_are_found_by_python(site: Path) -> None:
@@ -64,7 +79,7 @@ def test_modules_are_what_python_makes_of_them(site: Path) -> None:
                " pkgutil.get_data('kit.inner', 'deep.py'), pickle.dumps(d.answer),"
                " importlib.reload(d).VALUE, d.__spec__.loader.get_source('kit.inner.deep'),"
                " [x.name for x in pkgutil.walk_packages(kit.__path__, 'kit.')])")
-    plain = python("-c", program, path=[site])
+    plain = run_python("-c", program, path=[site]).strip()
     assert with_hook(program, site) == plain
     assert "from the image" in plain
 
@@ -77,7 +92,7 @@ def test_extension_modules_come_first(site: Path, tmp_path: Path) -> None:
     import importlib.machinery
 
     (site / f"kit/inner/deep{importlib.machinery.EXTENSION_SUFFIXES[0]}").touch()
-    python("-m", "llm_bytecode", str(tmp_path / "order.txt"), path=[site])
+    run_python("-m", "llm_bytecode", *lists(tmp_path), path=[site])
     names = with_hook("print([*llm_bytecode.read().modules])", site)
     assert "kit/inner" in names and "deep" not in names
 
@@ -104,6 +119,12 @@ def test_a_package_that_was_installed_again_is_loaded_by_python(site: Path) -> N
     assert with_hook(LOADERS, site).endswith("SourceFileLoader patched")
 
 
+def test_a_package_may_have_an_unusual_path(site: Path) -> None:
+    program = ("import kit, pathlib, sys; kit.__path__ = [pathlib.Path('x'), *kit.__path__];"
+               "del sys.modules['kit.inner']; import kit.inner; print(kit.inner.VALUE)")
+    assert with_hook(program, site) == "from the image"
+
+
 @pytest.mark.parametrize("words", [["-O"], ["-OO"]])
 def test_other_bytecode_is_not_taken_from_the_bundle(site: Path, words: list[str]) -> None:
     assert with_hook(LOADERS, site, *words).startswith("_frozen_importlib_external")
@@ -122,5 +143,5 @@ def test_without_a_bundle_python_goes_its_own_way(site: Path) -> None:
 
 def test_the_same_bytes_from_the_same_files(site: Path, tmp_path: Path) -> None:
     first = (site / "llm_bytecode.bin").read_bytes()
-    python("-m", "llm_bytecode", str(tmp_path / "order.txt"), path=[site])
+    run_python("-m", "llm_bytecode", *lists(tmp_path), path=[site])
     assert (site / "llm_bytecode.bin").read_bytes() == first

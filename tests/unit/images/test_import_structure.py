@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from python_with_path import run_python
 
 FILE = Path(__file__).resolve().parents[3] / "containers/llm/llm_import_structure.py"
 # A stand-in for transformers with the names that matter: its models are the folder's files.
@@ -53,11 +53,12 @@ def site(folder: Path, with_hook: bool) -> Path:
     return folder
 
 
-def run(*words: str, path: list[Path]) -> str:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False,
-                          env={"PYTHONPATH": ":".join(map(str, path))})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def test_nothing_else_is_imported_at_each_start(tmp_path: Path) -> None:
+    folder = site(tmp_path, with_hook=True)
+    program = ("import sys, os; before = {*sys.modules}; import llm_import_structure;"
+               "print(sorted({*sys.modules} - before))")
+    assert run_python("-S", "-c", program, path=[folder]) == (
+        "['__future__', 'llm_import_structure']\n")
 
 
 def test_structure_survives_and_its_order_does_not_matter(module: ModuleType) -> None:
@@ -72,19 +73,21 @@ def test_structure_survives_and_its_order_does_not_matter(module: ModuleType) ->
 
 def test_noted_once_and_not_read_again(tmp_path: Path) -> None:
     folder = site(tmp_path / "dist packages", with_hook=True)
-    assert "read the sources of models" in run("-m", "llm_import_structure", path=[folder])
-    out = run("-c", "import llm_import_structure" + PROGRAM, path=[folder])
+    assert "read the sources of models" in run_python("-m", "llm_import_structure", path=[folder])
+    out = run_python("-c", "import llm_import_structure" + PROGRAM, path=[folder])
     assert out.splitlines() == ["read the sources of another"]
 
 
 def test_without_the_file_or_for_another_copy_sources_are_read(tmp_path: Path) -> None:
     image = site(tmp_path / "image", with_hook=True)
-    out = run("-c", "import llm_import_structure; from transformers.utils.import_utils import "
-              "create_import_structure_from_path as f; f('models')", path=[image])
+    program = ("import llm_import_structure; from transformers.utils.import_utils import "
+               "create_import_structure_from_path as f; f('models')")
+    out = run_python("-c", program, path=[image])
     assert out == "read the sources of models\n"
-    run("-m", "llm_import_structure", path=[image])
+    run_python("-m", "llm_import_structure", path=[image])
     own = site(tmp_path / "a user's own", with_hook=False)
-    out = run("-c", "import llm_import_structure; from transformers.utils import import_utils as u;"
-              f"f = u.create_import_structure_from_path; f({str(image / 'transformers/models')!r})",
-              path=[own, image])
+    models = str(image / "transformers/models")
+    program = ("import llm_import_structure; from transformers.utils import import_utils as u;"
+               f"f = u.create_import_structure_from_path; f({models!r})")
+    out = run_python("-c", program, path=[own, image])
     assert out == "read the sources of models\n"
