@@ -43,6 +43,8 @@ DROPPED_BEGINNINGS = (
     "APPTAINER",
     "SINGULARITY",
 )
+# Of MPI's launchers: what finds them believes in their ranks, not in torchrun's.
+OTHER_LAUNCHERS = ("PMI_", "PMI2_", "PMIX_", "OMPI_", "I_MPI_", "MPI_LOCAL")
 # Where the runtime itself works; nothing of it reaches the program.
 KEPT = frozenset(
     f"{runtime}_{name}"
@@ -73,9 +75,35 @@ def is_dropped(name: str) -> bool:
     return name in DROPPED or name.startswith(DROPPED_BEGINNINGS)
 
 
-def dropped_names(env: Mapping[str, str]) -> list[str]:
-    """Return the names in `env` that are kept from the program."""
-    return [name for name in env if is_dropped(name)]
+def dropped_names(env: Mapping[str, str], torchrun: bool = False) -> list[str]:
+    """Return the names in `env` that are kept from the program.
+
+    torchrun: it starts the ranks, so those of another launcher are none.
+    """
+    dropped = [name for name in env if is_dropped(name)]
+    if torchrun:
+        dropped += [name for name in env if name.startswith(OTHER_LAUNCHERS)]
+    return dropped
+
+
+def network_variables(
+    settings: Settings, env: Mapping[str, str], notices: list[str], root: str = "/"
+) -> dict[str, str]:
+    """Return what makes gloo and NCCL use the interface that the site's profile names.
+
+    Appends to `notices` where this node has no such interface. root: where to look for sys/.
+    """
+    interface = settings.get("network", "interface")
+    if not interface:
+        return {}
+    if not os.path.exists(os.path.join(root, "sys/class/net", interface)):
+        notices.append(
+            f"the site's network interface {interface} does not exist on this node, so gloo and "
+            "NCCL choose one themselves"
+        )
+        return {}
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {name: interface for name in names if not env.get(name)}
 
 
 def locale_variables(env: Mapping[str, str]) -> dict[str, str]:

@@ -41,23 +41,39 @@ class Facts:
         self.constraints = constraints
 
 
-def image_facts(image: Image, start: list[str], cache: str) -> Facts:
+def image_facts(image: Image, start: list[str], cache: str, local: str) -> Facts:
     """Return the facts about `image`, from the cache or from the image.
 
     start: the command line that starts the image, up to and with its path. cache: the user's
-    cache folder.
+    cache folder. local: one on this node, for the lock that lets one of many tasks ask.
     Raises LLMError when the image does not start, with what Apptainer said.
     """
     folder = os.path.join(cache, "known-images", _identity(image))
     versions = os.path.join(folder, "versions")
     constraints = os.path.join(folder, "constraints.txt")
+    known = _read(versions, constraints)
+    if known:
+        return known
+    import fcntl
+
+    with open(os.path.join(local, "known-images.lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _read(versions, constraints) or _learn(image, start, cache, folder)
+
+
+def _read(versions: str, constraints: str) -> Facts | None:
     try:
         with open(versions, encoding="utf-8") as file:
             python, torch, *_ = [*file.read().split("\n"), "", ""]
-        return Facts(python, torch, constraints)
     except OSError:
-        pass
+        return None
+    return Facts(python, torch, constraints)
+
+
+def _learn(image: Image, start: list[str], cache: str, folder: str) -> Facts:
     python, torch, pins = _ask(image, start)
+    versions = os.path.join(folder, "versions")
+    constraints = os.path.join(folder, "constraints.txt")
     try:
         os.makedirs(folder, exist_ok=True)
         _write(constraints, "".join(pin + "\n" for pin in pins))

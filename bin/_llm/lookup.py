@@ -16,7 +16,7 @@ from _llm.settings import VARIANTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from _llm.settings import Settings
 
@@ -69,23 +69,51 @@ def image_folders(settings: Settings, home: str) -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def find_image(wanted: str, folders: Sequence[str], variants: Sequence[str], home: str) -> Image:
+def is_path(wanted: str) -> bool:
+    """Say whether an image is asked for by its path and not by its name."""
+    return "/" in wanted or wanted.endswith(".sif")
+
+
+def find_image(
+    wanted: str,
+    folders: Sequence[str],
+    variants: Sequence[str],
+    home: str,
+    pins: Mapping[str, str] | None = None,
+) -> Image:
     """Return the image `wanted`: a path, or a name in `folders`, as the first of `variants`.
 
-    home: the checkout, for the command in the error. Raises LLMError where there is none, and where
-    the file is no image.
+    home: the checkout, for the command in the error. pins: name -> path, decided when the job was
+    submitted; where one of the names is there, no folder is looked at. Raises LLMError where there
+    is no such image, and where the file is no image.
     """
-    if "/" in wanted or wanted.endswith(".sif"):
+    if is_path(wanted):
         path = os.path.expanduser(wanted)
         if not os.path.exists(path):
             _refuse_path(wanted, path, folders, home)
         return _checked(path)
-    for candidate in [wanted, *(f"{wanted}-{variant}" for variant in variants)]:
+    candidates = [wanted, *(f"{wanted}-{variant}" for variant in variants)]
+    for candidate in candidates:
+        if pins and candidate in pins:
+            if os.path.exists(pins[candidate]):
+                return _checked(pins[candidate])
+            raise LLMError(
+                f"the image {pins[candidate]} is not on this node",
+                "the job was submitted with it; it was removed, or its folder is not shared",
+                "submit the job again, or put the image into a folder that every node sees",
+            )
+    for candidate in candidates:
         for folder in folders:
             path = os.path.join(folder, candidate + ".sif")
             if os.path.exists(path):
                 return _checked(path)
     raise _unknown(wanted, folders, home)
+
+
+def read_pins(env: Mapping[str, str]) -> dict[str, str]:
+    """Return name -> path from LLM_PINNED_IMAGES, which pins.py makes: `NAME=PATH`, one a line."""
+    pairs = (line.partition("=") for line in env.get("LLM_PINNED_IMAGES", "").split("\n"))
+    return {name: path for name, equals, path in pairs if equals}
 
 
 def has_image(name: str, folders: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from _llm.binds import Bind, parse_bind
 from _llm.errors import LLMError, make_command
 from _llm.facts import image_facts
 from _llm.gpus import Gpus, find_gpus, variants_for
-from _llm.lookup import Image, find_image, image_folders, split_name
+from _llm.lookup import Image, find_image, image_folders, read_pins, split_name
 from _llm.settings import VARIANTS
 from _llm.unpack import runnable_path
 
@@ -82,7 +82,8 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     errors: list[LLMError] = []
     notices: list[str] = []
     gpus = find_gpus(env)
-    image = _collect(errors, lambda: choose_image(options, settings, gpus, home, notices))
+    pins = read_pins(env) if env.get("LLM_PINNED_IMAGES") else None
+    image = _collect(errors, lambda: choose_image(options, settings, gpus, home, notices, pins))
     apptainer = _collect(
         errors, lambda: find_apptainer(env, home, settings.get("container", "apptainer"))
     )
@@ -94,16 +95,19 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     user = _collect(errors, lambda: visible.home_folder(env))
     cache = _collect(errors, lambda: visible.cache_folder(settings, user or "/"))
     local = _collect(errors, lambda: visible.local_folder(settings))
-    if not (image and apptainer and cwd and user and cache and local) or errors:
+    command = _collect(errors, lambda: program_command(options, env))
+    if not (image and apptainer and cwd and user and cache and local and command) or errors:
         raise ConfigurationError(errors)
 
-    path = runnable_path(image, apptainer, local, notices)
+    resident = options.requeue and options.role == "rank"
+    path = runnable_path(image, apptainer, local, notices, outlives_signals=resident)
     start = [apptainer.path, "-q", "exec", *apptainer.exec_flags]
     variables = environment.record_variables(settings, home, image, gpus.driver)
     variables.update(environment.cache_variables(env, cache, local, user))
     variables.update(environment.locale_variables(env))
-    variables.update(_package_variables(image, [*start, path], cache))
-    dropped = environment.dropped_names(env)
+    variables.update(_package_variables(image, [*start, path], cache, local))
+    variables.update(environment.network_variables(settings, env, notices))
+    dropped = environment.dropped_names(env, options.torchrun)
     binds = visible.show_folders(settings, env, home, user, cwd, cache, local)
     dropped += visible.show_files(binds, env)
     for bind in explicit:
@@ -115,23 +119,50 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     gpu_options = gpu_flags(options, gpus, image)
     home_options = ["--no-home"] if user == "/" else ["--home", user]
     arguments = [*start, *gpu_options, *home_options, *binds.arguments(), "--pwd", cwd]
-    plan = Plan([*arguments, path, *options.command], dropped, variables)
+    if options.stop_signal:
+        from _llm.stop_signal import recorded_command
+
+        command = recorded_command(command, local, env)
+    if options.torchrun:
+        from _llm.torchrun import thread_variables, visible_gpus
+
+        for name, value in thread_variables(options, env, visible_gpus(env)).items():
+            variables.setdefault(name, value)
+    plan = Plan([*arguments, path, *command], dropped, variables)
     plan.notices = notices
     return plan
 
 
+def program_command(options: Options, env: Mapping[str, str]) -> list[str]:
+    """Return the command to start in the image: the user's own, or torchrun with it.
+
+    Raises LLMError where torchrun cannot be started this way.
+    """
+    if not options.torchrun:
+        return options.command
+    from _llm.torchrun import torchrun_command, visible_gpus
+
+    return torchrun_command(options, env, visible_gpus(env))
+
+
 def choose_image(
-    options: Options, settings: Settings, gpus: Gpus, home: str, notices: list[str]
+    options: Options,
+    settings: Settings,
+    gpus: Gpus,
+    home: str,
+    notices: list[str],
+    pins: Mapping[str, str] | None = None,
 ) -> Image:
     """Return the image to use; a name without a variant means the best variant for these GPUs.
 
+    pins: name -> path of the images that the job was submitted with.
     Appends to `notices` where GPUs will stay idle. Raises LLMError where there is no such image.
     """
     wanted = settings.get("container", "image") or "llm"
     best = variants_for(gpus, options.gpu)
     # An image for GPUs also runs without: the last resort, not the choice.
     order = best + [variant for variant in VARIANTS if variant not in best]
-    image = find_image(wanted, image_folders(settings, home), order, home)
+    image = find_image(wanted, image_folders(settings, home), order, home, pins)
     if options.gpu is not False and image.variant:
         _check_gpu_use(image, best, gpus, options, wanted, notices, home)
     return image
@@ -174,9 +205,11 @@ def gpu_flags(options: Options, gpus: Gpus, image: Image) -> list[str]:
     return ["--rocm"] if gpus.kind == "amd" else ["--nv"]
 
 
-def _package_variables(image: Image, start: list[str], cache: str) -> dict[str, str]:
+def _package_variables(
+    image: Image, start: list[str], cache: str, local: str
+) -> dict[str, str]:
     """Return what makes `pip install --user` fill a folder of this image, Python and torch."""
-    facts = image_facts(image, start, cache)
+    facts = image_facts(image, start, cache, local)
     if not facts.python:
         return {"PYTHONNOUSERSITE": "1"}
     key = f"{image.name}-{image.variant}" if image.variant else image.name

@@ -1,11 +1,14 @@
-"""llm-run: run a command in an image.
+"""llm-run: run a command in an image: here, on the nodes of a job, or as a job of its own.
 
-    llm-run python train.py        # here, in the image `llm`
-    llm-run --dry-run true         # the command line that this would be
+    llm-run python train.py                              # here, in the image `llm`
+    salloc --gpus=1 llm-run python train.py              # on the nodes of the allocation
+    llm-run --submit --gpus=1 -- python train.py         # as a job
+    llm-run --dry-run true                               # what this would start
 
-Reads the command line and the settings, lets rank.py decide everything that depends on the node,
-and becomes Apptainer: no process stays between the caller and the program, so signals and the
-exit status are the program's own.
+Reads the command line and the settings and finds out which role it has (place.py). On the node
+where the program runs, rank.py decides everything that depends on that node, and llm-run becomes
+Apptainer: no process stays between the scheduler and the program, so signals and the exit status
+are the program's own.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import sys
 from _llm.errors import LLMError, report
 from _llm.options import Options, parse
 from _llm.rank import ConfigurationError, Plan, plan_rank
-from _llm.settings import load_settings
+from _llm.settings import Settings, load_settings
 
 VERSION = "0.1.0"
 
@@ -25,7 +28,7 @@ VERSION = "0.1.0"
 def main(arguments: list[str]) -> int:
     """Run `llm-run` with `arguments` (without its name); return the exit status of a failure."""
     options = parse(arguments)
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     if options.information in ("--help", "--version") or not (
         options.information or options.command
     ):
@@ -39,13 +42,40 @@ def main(arguments: list[str]) -> int:
 
         print(config_text(settings))
         return 0
+    if options.submit:
+        from _llm.submit import submit
+
+        return submit(options, settings, env, home)
+    if options.role == "signal":
+        return _signal(options, settings)
+    if options.role != "rank" and options.launch != "local" and env.get("SLURM_JOB_ID"):
+        from _llm.place import find_place
+        from _llm.slurm import job_nodes
+
+        place = find_place(env)
+        # An interactive step is a shell on the first node: enough for one node, not for several.
+        several = job_nodes(env) > 1 or (options.tasks_per_node or 1) > 1
+        if place.kind in ("allocation", "batch") or (place.kind == "interactive" and several):
+            from _llm.launch import launch
+
+            return launch(options, settings, env, home, place)
+    return _run_here(options, settings, env, home)
+
+
+def _run_here(options: Options, settings: Settings, env: dict[str, str], home: str) -> int:
+    """Run the program on this node, in this process' place."""
+    # With several nodes, what went wrong has to say where.
+    node = env.get("SLURMD_NODENAME", "")
+    name = f"llm-run on {node}" if node and env.get("SLURM_JOB_ID") else "llm-run"
     try:
         plan = plan_rank(options, settings, env, home)
     except ConfigurationError as error:
-        return report("llm-run", error.errors)
+        return report(name, error.errors)
+    except LLMError as error:
+        return report(name, [error])
     if env.get("SLURM_PROCID", "0") == "0":
         for notice in plan.notices:
-            print(f"llm-run: note: {notice}", file=sys.stderr)
+            print(f"{name}: note: {notice}", file=sys.stderr)
     if options.dry_run:
         from _llm.help import command_line
 
@@ -56,6 +86,18 @@ def main(arguments: list[str]) -> int:
         return 0
     _become(plan, env)
     return 2
+
+
+def _signal(options: Options, settings: Settings) -> int:
+    """Signal the job's programs on this node; the command is the job's id."""
+    from _llm.stop_signal import send
+    from _llm.visible import local_folder
+
+    reached = send(
+        options.stop_signal, local_folder(settings), options.command[0], options.torchrun
+    )
+    print(f"{os.uname().nodename}: SIG{options.stop_signal} sent to {reached} processes")
+    return 0
 
 
 def _inform(options: Options, home: str) -> int:

@@ -1,4 +1,4 @@
-"""Images on nodes without FUSE: one unpacked copy per node and user.
+"""Images that are not mounted through FUSE: one unpacked copy per node and user.
 
 Without FUSE and without a setuid installation Apptainer unpacks the whole image at every start and
 throws the copy away afterwards: gigabytes for each of a job's tasks. Here the first start unpacks
@@ -23,35 +23,50 @@ SIZE_FACTOR = 4
 ADMINISTRATOR = f"an administrator: modprobe fuse && chmod 0666 {FUSE_DEVICE}"
 
 
-def runnable_path(image: Image, apptainer: Apptainer, local: str, notices: list[str]) -> str:
+def runnable_path(
+    image: Image,
+    apptainer: Apptainer,
+    local: str,
+    notices: list[str],
+    outlives_signals: bool = False,
+) -> str:
     """Return the path to start `image` from: the image itself, or its unpacked copy on this node.
 
-    local: this user's folder on the node. Raises LLMError where a copy is needed and cannot be
-    made.
+    local: this user's folder on the node. outlives_signals: the program has to live on when Slurm
+    signals every process of its step, which kills the one behind a FUSE mount; so a copy it is.
+    Raises LLMError where a copy is needed and cannot be made.
     """
-    if os.path.isdir(image.path) or can_mount(apptainer):
+    if os.path.isdir(image.path) or is_privileged(apptainer):
         return image.path
+    if can_use_fuse() and not outlives_signals:
+        return image.path
+    why = (
+        "a program with --requeue has to outlive signals to the whole job, which end FUSE mounts"
+        if can_use_fuse()
+        else f"{FUSE_DEVICE} is missing or closed to you. Faster starts: {ADMINISTRATOR}"
+    )
     folder = os.path.join(local, "images")
     status = os.stat(image.path)
     stem = os.path.basename(image.path)
     copy = os.path.join(folder, f"{stem}-{status.st_size:x}-{status.st_mtime_ns:x}")
     if not os.path.isdir(copy):
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        _unpack_once(image.path, status.st_size, apptainer, copy)
-        notices.append(
-            f"{FUSE_DEVICE} cannot be used here, so the image was unpacked once for this node, "
-            f"to {copy}. Faster starts: {ADMINISTRATOR}"
-        )
+        _unpack_once(image.path, status.st_size, apptainer, copy, why)
+        notices.append(f"the image was unpacked once for this node, to {copy}: {why}")
     return copy
 
 
-def can_mount(apptainer: Apptainer) -> bool:
-    """Say whether this Apptainer mounts image files here: through FUSE, or with privileges."""
+def can_use_fuse() -> bool:
+    """Say whether this user may mount through FUSE here."""
     try:
         os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-        return True
     except OSError:
-        pass
+        return False
+    return True
+
+
+def is_privileged(apptainer: Apptainer) -> bool:
+    """Say whether this Apptainer lets the kernel mount images, without a process behind them."""
     if os.geteuid() == 0 and "--userns" not in apptainer.exec_flags:
         return True
     return is_setuid(apptainer.path)
@@ -70,17 +85,17 @@ def is_setuid(program: str) -> bool:
     return False
 
 
-def _unpack_once(path: str, size: int, apptainer: Apptainer, copy: str) -> None:
+def _unpack_once(path: str, size: int, apptainer: Apptainer, copy: str, why: str) -> None:
     import fcntl
 
     # The lock is the kernel's: it goes with the process that holds it, however that ends.
     with open(f"{copy}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.isdir(copy):
-            _unpack(path, size, apptainer, copy)
+            _unpack(path, size, apptainer, copy, why)
 
 
-def _unpack(path: str, size: int, apptainer: Apptainer, copy: str) -> None:
+def _unpack(path: str, size: int, apptainer: Apptainer, copy: str, why: str) -> None:
     import shutil
     import subprocess
 
@@ -88,10 +103,10 @@ def _unpack(path: str, size: int, apptainer: Apptainer, copy: str) -> None:
     if free < size * SIZE_FACTOR:
         raise LLMError(
             f"the image {path} cannot be used on this node",
-            f"{FUSE_DEVICE} is missing or closed to you, and an unpacked copy needs about "
-            f"{size * SIZE_FACTOR / 2**30:.1f} GiB in {os.path.dirname(copy)}, where "
-            f"{free / 2**30:.1f} GiB are free",
-            f"{ADMINISTRATOR}; or: export LLM_LOCAL_DIR=/with/room",
+            f"an unpacked copy needs about {size * SIZE_FACTOR / 2**30:.1f} GiB in "
+            f"{os.path.dirname(copy)}, where {free / 2**30:.1f} GiB are free; it is needed because "
+            + why,
+            f"export LLM_LOCAL_DIR=/with/room; or {ADMINISTRATOR}",
         )
     temporary = f"{copy}.unpacking"
     shutil.rmtree(temporary, ignore_errors=True)  # left by one that was killed; we hold the lock
@@ -102,6 +117,6 @@ def _unpack(path: str, size: int, apptainer: Apptainer, copy: str) -> None:
         raise LLMError(
             f"the image {path} cannot be unpacked to {os.path.dirname(copy)}",
             "\n       ".join(done.stderr.strip().splitlines()[-5:]),
-            f"{FUSE_DEVICE} is missing or closed to you; {ADMINISTRATOR}",
+            f"the copy is needed because {why}",
         )
     os.rename(temporary, copy)

@@ -123,7 +123,8 @@ def test_isolation(user: dict[str, str]) -> None:
     user.update({"RANK": "3", "CONDA_PREFIX": "/conda", "BASH_FUNC_module%%": "() { :; }"})
     user.update(SLURM_JOB_ID="7", HF_TOKEN="secret", APPTAINER_BIND="/missing", LANG="de_DE.UTF-8")
     _, env = started(
-        user, "--env", "RANK=1", "--env", "A=$(id)", "--env", "PYTHONPATH=/my/code", "true"
+        user, "--launch=local", "--env", "RANK=1", "--env", "A=$(id)",
+        "--env", "PYTHONPATH=/my/code", "true",
     )
     assert env["APPTAINERENV_PYTHONPATH"] == f"/my/code:{REPOSITORY}/recipes"
     for name in ("RANK", "CONDA_PREFIX", "BASH_FUNC_module%%", "APPTAINER_BIND"):

@@ -46,11 +46,12 @@ def test_mountable_by_fuse_or_by_privilege(
     builder: Apptainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unpack, "FUSE_DEVICE", "/dev/null")
-    assert unpack.can_mount(builder)
+    assert unpack.can_use_fuse()
     monkeypatch.setattr(unpack, "FUSE_DEVICE", "/no/fuse")
-    assert not unpack.can_mount(builder)
+    assert not unpack.can_use_fuse()
+    assert not unpack.is_privileged(builder)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    assert unpack.can_mount(Apptainer(builder.path, ()))
+    assert unpack.is_privileged(Apptainer(builder.path, ()))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make such an installation")

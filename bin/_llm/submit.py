@@ -1,0 +1,281 @@
+"""`llm-run --submit`: render a batch script, check everything, submit it, say how to follow it.
+
+    llm-run --submit --gpus=1 --time=2:00:00 -- python train.py
+    llm-run --submit --dry-run --nodes=2 --gpus=2 -- --torchrun train.py
+
+The site's resources stand in the script as #SBATCH lines, what the user gave stands on sbatch's
+command line: so an option beats an SBATCH_ variable, and that beats the profile, as Slurm has it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+from _llm import visible
+from _llm.binds import parse_bind
+from _llm.errors import LLMError, report
+from _llm.job_folder import VARIABLES
+from _llm.lookup import find_image, image_folders, is_path
+from _llm.pins import VARIABLE as PINS
+from _llm.pins import pin_images, wanted_image
+from _llm.settings import VARIANTS
+from _llm.slurm import ANSWER_LIMIT, need, submission_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from _llm.options import Options
+    from _llm.settings import Settings
+
+LOG_FOLDER = "logs"
+RESOURCES = ("account", "qos", "constraint", "time")
+
+
+class Job:
+    """A job to submit: the batch script, sbatch's command line, the folder for its logs."""
+
+    __slots__ = ("arguments", "log_folder", "log_name", "script")
+
+    def __init__(self, script: str, arguments: list[str], log_folder: str, log_name: str) -> None:
+        self.script = script
+        self.arguments = arguments
+        self.log_folder = log_folder
+        self.log_name = log_name
+
+
+def submit(options: Options, settings: Settings, env: Mapping[str, str], home: str) -> int:
+    """Submit the command as a job, or with --dry-run show what would be; return an exit status."""
+    clean = {n: v for n, v in submission_environment(env).items() if n not in VARIABLES}
+    errors = check(options, settings, env, home)
+    job = render(options, settings, clean, home)
+    errors += _make_log_folder(job.log_folder, dry_run=options.dry_run)
+    sbatch = ""
+    try:
+        sbatch = need("sbatch", env)
+    except LLMError as error:
+        errors.append(error)
+    if sbatch:
+        errors += _test(sbatch, job, clean)
+    if errors:
+        return report("llm-run", errors)
+    if options.dry_run:
+        print("# " + shlex.join(["sbatch", *job.arguments]) + " < this script")
+        print(job.script, end="")
+        return 0
+    number = _submit(sbatch, job, clean)
+    if "--parsable" in options.sbatch:
+        print(number, flush=True)
+    else:
+        _tell(number, job, is_array(options))
+    if options.follow:
+        from _llm.follow import follow
+
+        return follow(number, job.log_folder, job.log_name, env)
+    return 0
+
+
+def check(
+    options: Options, settings: Settings, env: Mapping[str, str], home: str
+) -> list[LLMError]:
+    """Return what is wrong with a job as far as this node can tell."""
+    errors: list[LLMError] = []
+    wanted = wanted_image(settings)
+    if is_path(wanted) or not pin_images(settings, env, home):
+        _collect(errors, lambda: find_image(wanted, image_folders(settings, home), VARIANTS, home))
+    binds = []
+    for text in options.binds:
+        try:
+            binds += parse_bind(text)
+        except LLMError as error:
+            errors.append(error)
+    _collect(errors, lambda: visible.working_directory(env, binds))
+    if options.follow and is_array(options):
+        errors.append(
+            LLMError(
+                "--follow follows one job, and --array makes several",
+                "their output would be mixed",
+                f"submit without --follow, then: tail -F {LOG_FOLDER}/*.log",
+            )
+        )
+    return errors
+
+
+def is_array(options: Options) -> bool:
+    """Say whether a job array is asked for."""
+    return any(word.startswith(("--array", "-a")) for word in options.sbatch)
+
+
+def render(options: Options, settings: Settings, env: Mapping[str, str], home: str) -> Job:
+    """Return the job: its script holds all that must not change while it waits in the queue."""
+    name = job_title(options.command)
+    folder = os.path.abspath(options.log_dir or LOG_FOLDER)
+    log_name = "%x-%A_%a.log" if is_array(options) else "%x-%j.log"
+    lines = [
+        f"--job-name={name}",
+        # sbatch expands %; in a path it stands for itself.
+        "--output=" + os.path.join(folder.replace("%", "%%"), log_name),
+        "--open-mode=append",
+    ]
+    partition = settings.get("slurm", "partition")
+    if asks_for_gpus(options.sbatch):
+        partition = settings.get("slurm", "gpu_partition") or partition
+    lines += [f"--partition={partition}"] if partition else []
+    for key in RESOURCES:
+        value = settings.get("slurm", key)
+        lines += [f"--{key}={value}"] if value else []
+    lines += settings.items("slurm", "options")
+    if options.requeue:
+        lines += ["--requeue", f"--signal=B:USR2@{options.stop_before}"]
+    modules = settings.items("modules", "names")
+    script = ["#!/bin/bash -l" if modules else "#!/bin/sh"]
+    script += ["#SBATCH " + quoted(line) for line in lines]
+    script.append(f"# written by llm-run --submit; {home}")
+    if modules:
+        # A login shell, because only that knows `module`.
+        script.append(f"module load {shlex.join(modules)} || exit 2")
+    script.append(f"export LLM_LOG_DIR={shlex.quote(folder)}")
+    pins = pin_images(settings, env, home)
+    if pins:
+        script.append(f"export {PINS}={shlex.quote(pins)}")
+    command = [os.path.join(home, "bin", "llm-run"), "--site", settings.site_file]
+    command += ["--image", wanted_image(settings), *options.words()]
+    if options.tasks_per_node:
+        command += ["--tasks-per-node", str(options.tasks_per_node)]
+    script.append("exec " + shlex.join([*command, "--", *options.command]))
+    return Job("\n".join(script) + "\n", list(options.sbatch), folder, log_name)
+
+
+def quoted(option: str) -> str:
+    """Return an option as sbatch reads it in a #SBATCH line: quotes as in a shell, # a comment."""
+    if not any(character in option for character in " \t\"'\\#"):
+        return option
+    name, equals, value = option.partition("=")
+    value = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{name}{equals}"{value}"'
+
+
+def asks_for_gpus(words: list[str]) -> bool:
+    """Say whether options of sbatch ask for GPUs."""
+    text = " ".join(words)
+    return any(w.startswith(("--gpus", "-G")) for w in words) or (
+        "gpu" in text and any(w.startswith(("--gres", "--tres-per")) for w in words)
+    )
+
+
+def job_title(command: list[str]) -> str:
+    """Return a job name from a command: the script that python runs, else the program."""
+    word = command[0]
+    if os.path.basename(word) in ("python", "python3", "bash", "sh"):
+        scripts = [other for other in command[1:] if not other.startswith("-")]
+        word = scripts[0] if scripts and " " not in scripts[0] else word
+    stem = os.path.basename(word.rstrip("/")).partition(".")[0]
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)
+    return name[:40] or "job"
+
+
+def _make_log_folder(folder: str, dry_run: bool) -> list[LLMError]:
+    """Make the folder: Slurm ends a job whose log it cannot open, without a word."""
+    try:
+        if not dry_run:
+            os.makedirs(folder, exist_ok=True)
+        parent = folder
+        while not os.path.isdir(parent):
+            if os.path.lexists(parent):
+                raise NotADirectoryError(20, f"{parent} is no folder")
+            parent = os.path.dirname(parent)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(13, f"{parent} is not writable for you")
+    except OSError as error:
+        return [
+            LLMError(
+                f"the log folder {folder} cannot be used",
+                error.strerror or str(error),
+                "llm-run --submit --log-dir /path/with/room ... -- COMMAND",
+            )
+        ]
+    return []
+
+
+def _test(sbatch: str, job: Job, env: Mapping[str, str]) -> list[LLMError]:
+    """Let Slurm check the job without submitting it."""
+    status, _, complaint = _run_sbatch([sbatch, "--test-only", *job.arguments], job, env)
+    if not status:
+        return []
+    said = [line.partition("error: ")[2] or line for line in complaint.splitlines()]
+    return [
+        LLMError(
+            "Slurm would not accept this job",
+            "\n       ".join(dict.fromkeys(line for line in said if line)) or f"status {status}",
+            "sinfo shows partitions and nodes; llm-run --submit --dry-run ... shows the script",
+        )
+    ]
+
+
+def _submit(sbatch: str, job: Job, env: Mapping[str, str]) -> str:
+    """Submit the job and return its id. Raises LLMError when Slurm refuses it."""
+    words = [word for word in job.arguments if word != "--parsable"]
+    status, output, complaint = _run_sbatch([sbatch, "--parsable", *words], job, env, waits=True)
+    if status:
+        raise LLMError("Slurm did not accept the job", complaint, "sinfo; squeue --me")
+    if complaint:
+        print(complaint, file=sys.stderr)
+    return output.strip().partition(";")[0]
+
+
+def _run_sbatch(
+    command: list[str], job: Job, env: Mapping[str, str], waits: bool = False
+) -> tuple[int, str, str]:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(env),
+            input=os.fsencode(job.script),
+            capture_output=True,
+            # sbatch --wait stays until the job is over.
+            timeout=None if waits else ANSWER_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"no answer within {ANSWER_LIMIT} s"
+    return done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr).strip()
+
+
+def _tell(number: str, job: Job, array: bool) -> None:
+    name = job_name_of(job)
+    jobs = f"{number}_*" if array else number
+    log = os.path.join(job.log_folder, f"{name}-{jobs}")
+    shown = shlex.quote(log) if "*" not in log else shlex.quote(log[:-1]) + "*"
+    print(f"Submitted batch job {number}")
+    print(f"  log:     {log}.log (the job), {log}.r0.log (the program)")
+    print(f"  follow:  tail -F {shown}.log {shown}.r0.log")
+    print(f"  state:   squeue --jobs={number}      end it: scancel {number}", flush=True)
+
+
+def job_name_of(job: Job) -> str:
+    """Return the job's name: the user's --job-name, else that of the script."""
+    words = job.arguments
+    for position, word in enumerate(words):
+        for option in ("--job-name", "-J"):
+            if word.startswith(option + "="):
+                return word.partition("=")[2]
+            if word == option and position + 1 < len(words):
+                return words[position + 1]
+            if option == "-J" and word.startswith("-J") and len(word) > 2:
+                return word[2:]
+    return next(
+        line.partition("=")[2]
+        for line in job.script.splitlines()
+        if line.startswith("#SBATCH --job-name=")
+    )
+
+
+def _collect(errors: list[LLMError], step: object) -> None:
+    try:
+        step()  # type: ignore[operator]
+    except LLMError as error:
+        errors.append(error)
