@@ -33,6 +33,15 @@ def launch(r: Result) -> str:
         f"{r['difference_ms']:.0f} ms"])
 
 
+def modules(r: Result) -> str:
+    """Load of the module."""
+    return rows(f"{r['runs']} runs of {r['pairs']} pairs | empty modulefile | `module load llm` | "
+                "ratio (of each run)", [
+        f"{row['system']} | {row['empty_ms']:.0f} ms | {row['llm_ms']:.0f} ms | "
+        f"{row['ratio']:.2f} ({', '.join(f'{ratio:.2f}' for ratio in row['ratio_of_runs'])})"
+        for row in r["rows"]])
+
+
 def images(r: Result) -> str:
     """Size and build times of the CPU image."""
     lines = [f"size of `llm-cpu` (at most {r['size_limit_gb']} GB) | "
@@ -113,7 +122,8 @@ def machine(gpu: str) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "launch": launch, "images": images, "imports": imports, "squashfs": squashfs,
+    "launch": launch, "modules": modules, "images": images, "imports": imports,
+    "squashfs": squashfs,
     "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
 }
 

@@ -15,12 +15,19 @@ def read_commit(home: str) -> str:
 
 
 def _installed(home: str) -> str:
-    """Return what `make install` wrote down."""
+    """Return what `make install` wrote down: the commit, and `changed` if it installed changes."""
     try:
-        commit = _read(os.path.join(home, ".commit"))
+        commit, *_ = [*_read(os.path.join(home, ".commit")).split(), ""]
     except OSError:
         return ""
     return "" if commit.strip("0123456789abcdef") else commit
+
+
+def _installed_changes(home: str) -> bool | None:
+    try:
+        return True if _read(os.path.join(home, ".commit")).endswith(" changed") else None
+    except OSError:
+        return None
 
 
 def _checked_out(home: str) -> str:
@@ -53,7 +60,7 @@ def has_changes(home: str, subfolders: tuple[str, ...] = ("bin/", "recipes/")) -
         with open(os.path.join(folder, "index"), "rb") as file:
             data = file.read()
     except OSError:
-        return None
+        return _installed_changes(home)
     number = int.from_bytes
     if data[:4] != b"DIRC" or number(data[4:8], "big") not in (2, 3):
         return None

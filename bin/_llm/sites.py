@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def choose_site(env: Mapping[str, str], home: str, site: str | None) -> tuple[str, str]:
-    folder = os.path.join(home, "sites")
     wanted = site if site is not None else env.get("LLM_SITE", "")
     if wanted:
         if "/" in wanted or wanted.endswith(".ini"):
@@ -26,11 +25,11 @@ def choose_site(env: Mapping[str, str], home: str, site: str | None) -> tuple[st
             name = os.path.basename(path)
             name = name[:-4] if name.endswith(".ini") else name
         else:
-            name, path = wanted, os.path.join(folder, wanted + ".ini")
+            name, path = wanted, profile_path(home, wanted)
         if not os.path.isfile(path):
-            _refuse_site(wanted, path, folder, "--site" if site is not None else "LLM_SITE")
+            _refuse_site(wanted, path, home, "--site" if site is not None else "LLM_SITE")
         return name, path
-    found = [n for n in _site_names(folder) if n != "default" and _names_host(env, folder, n)]
+    found = [n for n in profile_names(home) if n != "default" and _names_host(env, home, n)]
     if len(found) > 1:
         raise LLMError(
             f"{len(found)} site profiles match this host: {', '.join(found)}",
@@ -38,11 +37,11 @@ def choose_site(env: Mapping[str, str], home: str, site: str | None) -> tuple[st
             f"choose one: export LLM_SITE={found[0]}",
         )
     name = found[0] if found else "default"
-    return name, os.path.join(folder, name + ".ini")
+    return name, profile_path(home, name)
 
 
-def _refuse_site(wanted: str, path: str, folder: str, source: str) -> None:
-    names = _site_names(folder)
+def _refuse_site(wanted: str, path: str, home: str, source: str) -> None:
+    names = profile_names(home)
     near = nearest(wanted, names)
     raise LLMError(
         f"there is no site profile '{wanted}' ({source})",
@@ -51,17 +50,39 @@ def _refuse_site(wanted: str, path: str, folder: str, source: str) -> None:
     )
 
 
-def _site_names(folder: str) -> list[str]:
-    try:
-        return sorted(n[:-4] for n in os.listdir(folder) if n.endswith(".ini") and n[0] != ".")
-    except OSError:
-        return []
+def profile_folders(home: str) -> list[str]:
+    """Return where profiles are looked for: the site's own, then those that are shipped.
+
+    In an installation sites/local leads to PREFIX/sites, which all versions share.
+    """
+    shipped = os.path.join(home, "sites")
+    return [os.path.join(shipped, "local"), shipped]
 
 
-def _names_host(env: Mapping[str, str], folder: str, name: str) -> bool:
+def profile_path(home: str, name: str) -> str:
+    """Return the path of a profile: of the first that there is, else where it belongs."""
+    own, shipped = (os.path.join(folder, name + ".ini") for folder in profile_folders(home))
+    if os.path.isfile(own):
+        return own
+    return own if os.path.isdir(os.path.dirname(own)) and not os.path.isfile(shipped) else shipped
+
+
+def profile_names(home: str) -> list[str]:
+    """Return the names of all profiles."""
+    names: set[str] = set()
+    for folder in profile_folders(home):
+        try:
+            files = os.listdir(folder)
+        except OSError:
+            continue
+        names.update(n[:-4] for n in files if n.endswith(".ini") and n[0] != ".")
+    return sorted(names)
+
+
+def _names_host(env: Mapping[str, str], home: str, name: str) -> bool:
     # Faults of a profile that isn't chosen are none of this user's business.
     try:
-        profile = read_profile(os.path.join(folder, name + ".ini"))
+        profile = read_profile(profile_path(home, name))
     except (OSError, UnicodeDecodeError):
         return False
     for entry in profile.entries:

@@ -193,13 +193,14 @@ def show_folders(
         binds.shown.append(Bind(user, user))
         binds.show(os.path.realpath(user))
     # An installation in /opt/llm or /usr/share must not hide what the image has there.
-    recipes = os.path.join(home, "recipes")
-    folders = [cwd, recipes if belongs_to_image(os.path.realpath(home)) else home, cache, local]
+    own = belongs_to_image(os.path.realpath(home))
+    code = [os.path.join(name, "recipes") if own else name for name in names_of_home(home, env)]
+    folders = [cwd, *code, cache, local]
     folders += [settings.get("paths", key) for key in ("data", "scratch", "ramdisk")]
     folders += [env.get("TMPDIR", ""), *set_cache_folders(env)]
     wanted = [(folder, True) for folder in settings.items("paths", "models")]
     for folder in folders:
-        if folder.startswith("/") and (folder == recipes or not belongs_to_image(folder)):
+        if folder.startswith("/") and (folder in code or not belongs_to_image(folder)):
             wanted.append((folder, False))
     # A mount hides what an earlier one put below it, so parents come first: models below data stay
     # read-only, and a working directory below the models stays writable.
@@ -210,6 +211,19 @@ def show_folders(
             for bind in parse_bind(text):
                 binds.add(bind)
     return binds
+
+
+def names_of_home(home: str, env: Mapping[str, str]) -> list[str]:
+    """Return `home` and the other names by which users know it.
+
+    `make install` makes PREFIX/0.1.0 a link to a folder of PREFIX/.versions; LLM_HOME of the module
+    may go through more links.
+    """
+    builds, build = os.path.split(home)
+    names = [home, env.get("LLM_HOME", "")]
+    if os.path.basename(builds) == ".versions":
+        names.append(os.path.join(os.path.dirname(builds), build.rpartition("-")[0]))
+    return [name for name in names if name == home or (name and os.path.realpath(name) == home)]
 
 
 def show_files(binds: Binds, env: Mapping[str, str]) -> list[str]:

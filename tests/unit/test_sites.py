@@ -64,6 +64,25 @@ def test_a_profile_outside_the_checkout(home: Path, env: dict[str, str], tmp_pat
     assert (settings.site, settings.get("paths", "data")) == ("my site", "/d")
 
 
+def test_the_sites_own_profiles_come_before_the_shipped_ones(
+    home: Path, env: dict[str, str],
+) -> None:
+    (home / "sites/both.ini").write_text("[gpus]\nmodel = shipped\n")
+    own = home / "own"
+    own.mkdir()
+    (home / "sites/local").symlink_to("../own")
+    host = os.uname().nodename
+    (own / "both.ini").write_text(f"[gpus]\nmodel = own\n[network]\nhosts = {host}\n")
+    (own / "default.ini").write_text("[gpus]\nper_node = 4\n")
+    chosen = load_settings(env, str(home))
+    assert (chosen.site, chosen.get("gpus", "model")) == ("both", "own")
+    base = load_settings(env, str(home), "default")
+    assert base.get("gpus", "per_node") == "4" and base.get("container", "image") == "llm"
+    with pytest.raises(LLMError) as raised:
+        load_settings(env, str(home), "nothing-like-it")
+    assert str(own) not in raised.value.why and f"{home}/sites/local/" in raised.value.why
+
+
 def test_two_profiles_for_one_host_are_refused(home: Path, env: dict[str, str]) -> None:
     write_hosts(home, "a", "*")
     write_hosts(home, "b", "*")

@@ -156,6 +156,22 @@ def test_an_installation_in_a_folder_of_the_image_shows_its_recipes_only(
     assert ["--bind", f"{home}/recipes"] in shown(home, env, Path(env["HOME"]))
 
 
+def test_an_installed_version_is_shown_by_all_its_names(
+    home: Path, env: dict[str, str], tmp_path: Path,
+) -> None:
+    build = tmp_path / "llm/.versions/0.1.0-abcdefgh"
+    build.mkdir(parents=True)
+    (tmp_path / "llm/0.1.0").symlink_to(".versions/0.1.0-abcdefgh")
+    (tmp_path / "apps").symlink_to("llm")
+    names = [str(build), f"{tmp_path}/apps/0.1.0", f"{tmp_path}/llm/0.1.0"]
+    env = {**env, "LLM_HOME": names[1]}
+    assert visible.names_of_home(str(build), env) == names
+    (tmp_path / "llm/0.1.0").unlink()  # another build has taken its name
+    (tmp_path / "llm/0.1.0").symlink_to(".versions/0.1.0-ijklmnop")
+    assert visible.names_of_home(str(build), env) == names[:1]
+    assert visible.names_of_home(str(home), {}) == [str(home)]
+
+
 def test_certificates_are_shown_or_dropped(tmp_path: Path) -> None:
     bundle = tmp_path / "ca.pem"
     bundle.touch()
