@@ -58,6 +58,10 @@ def run_resident(
     Returns the exit status of the batch script.
     """
     deadline = float(step.environment.get("LLM_DEADLINE", "inf"))
+    begin = time.time()
+    # A time limit may be shorter than the warning; the program has half of it at least.
+    halfway = begin + (deadline - begin) / 2
+    stop_at = max(deadline - options.stop_before, halfway)
     _say(
         f"start {job.restarts + 1} of job {place.job} on {env.get('SLURM_JOB_NODELIST', '')}"
         + (f", until {_clock(deadline)}" if deadline < float("inf") else ", without a time limit")
@@ -78,7 +82,9 @@ def run_resident(
         status = _wait(program, 0.5)
         if status is not None:
             break
-        reason = _reason_to_stop(received, deadline - options.stop_before)
+        if signal.SIGUSR2 in received and time.time() < halfway < float("inf"):
+            received.remove(signal.SIGUSR2)
+        reason = _reason_to_stop(received, stop_at)
         if reason and not told:
             told = True
             _tell(options, step, job, place, home, reason, deadline)
@@ -147,8 +153,9 @@ def _requeue(
     if job.restarts >= options.max_requeues:
         _say(f"unfinished after {job.restarts} requeues, which is the limit (--max-requeues)")
         return status or UNFINISHED
-    if show_job(place.job, env).get("JobState") == "CANCELLED":
-        _say("the program left, unfinished; the job is cancelled, so it does not go on")
+    if show_job(place.job, env).get("JobState") != "RUNNING":
+        # Cancelled, or preempted without grace; a requeue would bring a cancelled job back to life.
+        _say("the program left, unfinished; Slurm is ending this job and decides what comes next")
         return status or UNFINISHED
     _say(f"the program left, unfinished; requeue {job.restarts + 1} of {options.max_requeues}")
     code, _, complaint = ask([need("scontrol", env), "requeue", place.job], env)

@@ -107,6 +107,8 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     variables.update(environment.locale_variables(env))
     variables.update(_package_variables(image, [*start, path], cache, local))
     variables.update(environment.network_variables(settings, env, notices))
+    if env.get("SLURM_JOB_END_TIME", "").isdigit() and not env.get("LLM_DEADLINE"):
+        variables["LLM_DEADLINE"] = env["SLURM_JOB_END_TIME"]
     dropped = environment.dropped_names(env, options.torchrun)
     binds = visible.show_folders(settings, env, home, user, cwd, cache, local)
     dropped += visible.show_files(binds, env)
@@ -119,10 +121,12 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     gpu_options = gpu_flags(options, gpus, image)
     home_options = ["--no-home"] if user == "/" else ["--home", user]
     arguments = [*start, *gpu_options, *home_options, *binds.arguments(), "--pwd", cwd]
-    if options.stop_signal:
-        from _llm.stop_signal import recorded_command
+    if resident:
+        from _llm.stop_signal import patient_command, recorded_command
 
-        command = recorded_command(command, local, env)
+        if options.stop_signal:
+            command = recorded_command(command, local, env)
+        command = patient_command(command)
     if options.torchrun:
         from _llm.torchrun import thread_variables, visible_gpus
 

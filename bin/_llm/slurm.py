@@ -24,6 +24,7 @@ STALE_IN_STEPS = (
     *("SLURM_STEP_", "SLURM_STEPID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
     *("SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_DISTRIBUTION"),
     *("SLURM_SRUN_COMM_", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_UMASK", "SLURM_TASKS_PER_NODE"),
+    *("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE"),
     *("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_THREADS_PER_CORE", "SLURM_EXACT"),
 )
 # Of a job that another one is submitted from, only these still mean something.
@@ -49,12 +50,13 @@ def step_command(
     """Return the beginning of the command that starts a step on every node of the job.
 
     srun: its path. extra: more options of srun. --ntasks stands beside --ntasks-per-node because
-    srun ignores the latter alone where the job asked for tasks.
+    srun ignores the latter alone where the job asked for tasks. --mem=0: the job's memory is not
+    divided, so that a second step with --overlap does not wait for some of its own.
     """
     return [
         *(srun, f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}"),
         *(f"--ntasks-per-node={tasks_per_node}", "--export=ALL", "--cpu-bind=none", "--mpi=none"),
-        *("--kill-on-bad-exit=1", f"--immediate={STEP_LIMIT}"),
+        *("--kill-on-bad-exit=1", "--mem=0", f"--immediate={STEP_LIMIT}"),
         *(["--pty"] if pty else []),
         *extra,
     ]

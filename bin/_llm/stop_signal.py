@@ -17,6 +17,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+# A task that ends with a status other than 0 makes srun end the others, which may still be saving.
+# The shell stays, so it has to outlive the signals that its program may get; `trap :` lets the
+# program have them, unlike `trap ""`.
+PATIENT = """trap : TERM INT HUP USR1 USR2
+"$@"
+status=$?
+if [ $status = 75 ] && [ -e "$LLM_STOP_FILE" ]; then
+    : >> "$LLM_UNFINISHED_FILE" && exit 0
+fi
+exit $status
+"""
+
+
+def patient_command(command: list[str]) -> list[str]:
+    """Return `command` with a shell around it for jobs with --requeue.
+
+    A program that leaves with the status 75 after a request to stop becomes one that has declared
+    itself unfinished and ends with 0.
+    """
+    return ["/bin/sh", "-c", PATIENT, "sh", *command]
+
+
 def recorded_command(command: list[str], local: str, env: Mapping[str, str]) -> list[str]:
     """Return `command` with a shell before it that writes down the program's process id.
 

@@ -1,7 +1,7 @@
 """`llm-run --submit`: render a batch script, check everything, submit it, say how to follow it.
 
     llm-run --submit --gpus=1 --time=2:00:00 -- python train.py
-    llm-run --submit --dry-run --nodes=2 --gpus=2 -- --torchrun train.py
+    llm-run --submit --dry-run --nodes=2 --gpus=2 --torchrun -- train.py
 
 The site's resources stand in the script as #SBATCH lines, what the user gave stands on sbatch's
 command line: so an option beats an SBATCH_ variable, and that beats the profile, as Slurm has it.

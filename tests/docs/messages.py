@@ -81,7 +81,7 @@ def source_texts(home: Path) -> set[str]:
     for folder in ("bin", "recipes"):
         for file in sorted((home / folder).rglob("*.py")):
             found |= python_texts(file.read_text(encoding="utf-8"))
-        for file in sorted((home / folder).rglob("*.sh")):
+        for file in [*sorted((home / folder).rglob("*.sh")), *home.glob(f"{folder}/llm-run")]:
             found |= shell_texts(file.read_text(encoding="utf-8"))
     return {text for text in found if _can_be_told_apart(text)}
 

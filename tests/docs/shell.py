@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -16,21 +18,26 @@ from pathlib import Path
 from documents import HOME
 
 sys.path.insert(0, str(HOME / "bin"))
+sys.path.insert(0, str(HOME / "tests" / "cluster"))
+from _llm.doctor.options import parse as parse_doctor
 from _llm.errors import LLMError
 from _llm.options import parse
+from box.cli import parser as box_parser
 
 SEPARATORS = frozenset("\n;|&()")
 # Programs of any Linux system that the documents use.
 HOST_PROGRAMS = frozenset(
     (
         *("apptainer", "cat", "cd", "cp", "echo", "export", "git", "grep", "ls", "mkdir", "paste"),
-        *("printf", "rm", "salloc", "scp", "sed", "sort", "pip", "#!/bin/bash"),
+        *("module", "printf", "rm", "scp", "sed", "sort", "pip", "#!/bin/bash"),
+        *("exit", "hostname", "scancel", "scontrol", "sinfo", "sleep", "squeue"),
     )
 )
 IMAGE_PROGRAMS = frozenset(
     ("python", "python3", "bash", "sh", "cat", "true", "env", "hf", "nvidia-smi", "pip", "pytest")
 )
-WRAPPERS = frozenset(("time", "exec", "sudo", "srun"))
+WRAPPERS = frozenset(("time", "exec", "sudo"))
+SLURM_STARTERS = frozenset(("srun", "salloc", "sbatch"))
 RECIPE_OPTIONS = frozenset(("config", "print_config", "help"))
 # Words that stand for something the reader puts in: never checked for existence.
 PLACEHOLDER = re.compile(r"[A-Z_]*(NAME|VARIANT|TARGET|FOLDER)[A-Z_]*|\$.*|")
@@ -75,6 +82,13 @@ def check_command(words: list[str]) -> list[str]:
     words = list(words)
     while words and (re.match(r"[A-Za-z_]\w*=", words[0]) or words[0] in WRAPPERS):
         words.pop(0)
+    if words and words[0] in SLURM_STARTERS:
+        starter = words.pop(0)
+        while words and words[0].startswith("-"):  # options of Slurm: --name=value
+            words.pop(0)
+        ours = bool(words) and words[0].removeprefix("bin/").startswith("llm-")
+        if starter != "srun" and not ours:
+            return []  # a batch script, or a shell
     if not words:
         return []
     program = words[0]
@@ -82,6 +96,8 @@ def check_command(words: list[str]) -> list[str]:
         return check_make(words[1:])
     if program in ("bin/llm-run", "llm-run"):
         return check_llm_run(words[1:])
+    if program in ("bin/llm-doctor", "llm-doctor"):
+        return check_llm_doctor(words[1:])
     if program in ("python3", "sh"):
         return check_script(words)
     return [] if program in HOST_PROGRAMS else [f"unknown program {program}"]
@@ -123,10 +139,21 @@ def check_llm_run(arguments: list[str]) -> list[str]:
     if not options.command:
         return ["llm-run without a command"]
     program = options.command[0]
+    if options.torchrun and program.endswith(".py"):
+        return check_script(["python", *options.command])
     if program not in IMAGE_PROGRAMS | image_programs() and program != "COMMAND":
         return [f"the image has no program {program}"]
     if program in ("python", "python3", "sh", "bash"):
         return check_script(options.command)
+    return []
+
+
+def check_llm_doctor(arguments: list[str]) -> list[str]:
+    """The options are llm-doctor's."""
+    try:
+        parse_doctor(arguments)
+    except LLMError as error:
+        return [f"llm-doctor: {error.why}"]
     return []
 
 
@@ -143,15 +170,28 @@ def check_script(words: list[str]) -> list[str]:
                 return [f"python -c: {error}"]
             return []
         return faults_in_image(arguments[1])
-    path = arguments[0]
+    path = arguments[0].replace("$LLM_HOME/", "")  # the checkout, or what was installed from it
     if "/" not in path:
         return []  # a program of the reader's own
+    if path == "tests/cluster/box":
+        return check_box(arguments[1:])
     if not (HOME / path).is_file():
         return [f"there is no file {path}"]
     if path.startswith("recipes/") or path.endswith(".py"):
         return check_options(path, arguments[1:])
     if path == "bin/_llm/tool.sh" and arguments[1:2] == ["image"]:
         return check_options("bin/_llm/image.py", arguments[2:])
+    return []
+
+
+def check_box(arguments: list[str]) -> list[str]:
+    """The cluster in a box knows the verb and its options."""
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(complaints):
+            box_parser().parse_args(arguments)
+    except SystemExit as stopped:
+        return [complaints.getvalue().splitlines()[-1]] if stopped.code else []
     return []
 
 
