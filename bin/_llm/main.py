@@ -11,14 +11,20 @@ import sys
 
 PROGRAMS = {
     "llm-run": "_llm.run",
+    "llm-doctor": "_llm.doctor.main",
     "setup": "_llm.setup",
     "image": "_llm.image",
+    "install": "_llm.install",
+    "uninstall": "_llm.uninstall",
+    "complete": "_llm.complete",
 }
 
 
 def main() -> int:
     """Run the program named by the first argument and return its exit status."""
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    # Without links: what is imported late comes from the build that was started, even if the
+    # installation was replaced in between.
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     from _llm.errors import LLMError, report
 
     name = sys.argv[1]
