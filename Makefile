@@ -11,17 +11,27 @@ VARIANT ?=
 BASE ?=
 CUDA_ARCHITECTURES ?=
 PREFIX ?= /opt/llm
+MODULEPATH ?=
+SITE ?=
+VERSION ?=
+DEFAULT ?=
 ARGS ?=
 PROMPT ?= What is the capital of France?
+NODES ?= 4
+NODE ?= login
+SUITE ?=
 
 TOOL := sh bin/_llm/tool.sh
 VENV := .tools/venv
 STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements-dev.lock))
 DEMO := build/demo
+BOX := python3 tests/cluster/box
 QUOTED_PROMPT = '$(subst ','\'',$(PROMPT))'
+# Only what was typed behind the target: module systems export a MODULEPATH of their own.
+typed = '$(if $(filter command,$(origin $(1))),$(subst ','\'',$($(1))))'
 
 .PHONY: help setup image images demo test test-unit test-recipes check test-images test-gpu bench \
-        install lock docs clean venv
+        install uninstall test-modules lock docs clean venv test-cluster cluster-up cluster-shell cluster-down
 
 help: ## this list
 	@echo "make TARGET [NAME=value ...]"; echo
@@ -31,9 +41,14 @@ help: ## this list
 	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the GPU here" \
 	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
 	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
-	  "  PREFIX=/opt/llm   where 'make install' puts things" \
+	  "  PREFIX=/opt/llm   where 'make install' puts things; MODULEPATH= the modulefiles (PREFIX/modulefiles)" \
+	  "  SITE=             site profile that the modules choose; empty: by the host's name" \
+	  "  VERSION=          which version 'make uninstall' removes; empty: this checkout's" \
+	  "  DEFAULT=          what 'module load llm' means after 'make install'; empty: the newest version" \
 	  "  PROMPT='...'      what 'make demo' asks the tiny model" \
-	  "  ARGS=             more options for pytest (test*) or for the benchmark (bench)" \
+	  "  NODES=4 NODE=login  nodes of the cluster in a box; the one for cluster-shell" \
+	  "  SUITE=            that cluster's Slurm from another Debian, such as trixie; empty: this machine's" \
+	  "  ARGS=             more options for pytest (test*), the benchmark (bench) or the box (cluster-*)" \
 	  "Environment: LLM_IMAGE_DIR (images), LLM_CACHE_DIR (downloads, compiled parts), LLM_BUILD_DIR" \
 	  "  (sandboxes), LLM_SITE (site profile), LLM_DEBIAN_MIRROR; docs/images.md explains them."
 
@@ -60,7 +75,7 @@ $(STAMP): requirements-dev.lock
 	@sh bin/_llm/venv.sh $(VENV) requirements-dev.lock
 	@rm -f $(VENV)/.installed-*; touch $@
 
-test: test-unit test-images test-recipes ## set up what is missing, run every test that needs no GPU
+test: test-unit test-modules test-images test-recipes test-cluster ## set up what is missing, run every test that needs no GPU
 
 test-unit: venv
 	@$(VENV)/bin/pytest tests/unit $(ARGS)
@@ -74,9 +89,27 @@ test-recipes: setup venv
 	@$(TOOL) image build --image llm --variant cpu
 	@bin/llm-run --image llm-cpu sh tests/recipes/run.sh $(ARGS)
 
+test-modules: venv ## the modules in real Environment Modules and Lmod, in bash, zsh and tcsh
+	@$(VENV)/bin/pytest tests/modules $(ARGS)
+
 test-gpu: setup venv ## tests on a machine with a GPU, in the image for it
 	@$(TOOL) image build --image llm --variant '$(VARIANT)'
 	@bin/llm-run --gpu sh tests/recipes/run.sh tests/gpu $(ARGS)
+
+test-cluster: setup venv ## llm-run under a real Slurm: several nodes on this machine (root)
+	@sh tests/cluster/packages.sh
+	@$(TOOL) image build --image llm --variant cpu
+	@root=$$(sh tests/cluster/root.sh '$(SUITE)') && LLM_BOX_ROOT=$$root $(VENV)/bin/pytest tests/cluster --numprocesses 4 $(ARGS)
+
+cluster-up: ## start a Slurm cluster of NODES nodes on this machine (root)
+	@sh tests/cluster/packages.sh
+	@root=$$(sh tests/cluster/root.sh '$(SUITE)') && $(BOX) up --nodes '$(NODES)' --root "$$root" $(ARGS)
+
+cluster-shell: ## a shell on NODE of that cluster
+	@$(BOX) shell '$(NODE)' $(ARGS)
+
+cluster-down: ## stop that cluster; files in its home folder stay
+	@$(BOX) down $(ARGS)
 
 check: venv ## format, types, shell: everything that needs no image
 	@$(VENV)/bin/ruff check .
@@ -88,8 +121,13 @@ bench: setup ## measure everything that docs/performance.md states (idle machine
 	@$(TOOL) image build --image llm --variant cpu
 	@sh benchmarks/run.sh $(ARGS)
 
-install: ## copy programs, recipes and sites to PREFIX
-	@sh bin/_llm/install.sh '$(PREFIX)'
+install: ## install this version below PREFIX beside others, with modulefiles
+	@$(TOOL) install --prefix '$(subst ','\'',$(PREFIX))' --modulepath $(call typed,MODULEPATH) \
+	    --site $(call typed,SITE) --default $(call typed,DEFAULT)
+
+uninstall: ## remove VERSION from PREFIX; images, site profiles and changed files stay
+	@$(TOOL) uninstall --prefix '$(subst ','\'',$(PREFIX))' --modulepath $(call typed,MODULEPATH) \
+	    --version $(call typed,VERSION)
 
 lock: setup venv ## refresh the locks of IMAGE (Debian and Python packages, versions and hashes)
 	@$(TOOL) image lock --image '$(IMAGE)' --variant '$(VARIANT)'

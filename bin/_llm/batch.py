@@ -11,18 +11,30 @@ process behind the image's FUSE mount.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
 
-from _llm.job_folder import JobFolder, keep_images, open_job_folder
-from _llm.slurm import ask, job_nodes, need, show_job, step_command, step_environment
+from _llm.errors import LLMError
+from _llm.job_folder import OWNER, JobFolder, job_folder, keep_images, without_other_job
+from _llm.slurm import (
+    ask,
+    job_nodes,
+    log_stem,
+    need,
+    scontrol_name,
+    show_job,
+    step_command,
+    step_environment,
+)
 from _llm.step import plan_step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable
     from types import FrameType
 
     from _llm.options import Options
@@ -34,18 +46,25 @@ if TYPE_CHECKING:
 UNFINISHED = 75
 # Seconds before the time limit at which a program that did not leave is put back all the same.
 FORCE_BEFORE = 20
-# Seconds that Slurm has to end this process after a requeue.
-END_LIMIT = 120
+# Seconds that Slurm has to end this process after a requeue; between two questions to a controller
+# that is away.
+END_LIMIT, RETRY_SECONDS = 120, 10
 
 
 def plan_batch(
     options: Options, settings: Settings, env: dict[str, str], home: str, place: Place
 ) -> tuple[Step, JobFolder]:
     """Decide how the job's program starts, and where its output goes."""
-    job = open_job_folder(settings, env)
-    env = {**env, **keep_images(job, settings, env, home)}
+    env = {**without_other_job(env), OWNER: place.job}
+    job = job_folder(settings, env)
+    env.update(keep_images(job, settings, env, home, options.dry_run))
     if options.requeue:
-        env.update(job.variables(_end_time(place.job, env)))
+        fields = _look_at_start(place.job, env)
+        if fields.get("Requeue") == "0":
+            _say("this job cannot be requeued here; submit it with sbatch --requeue")
+        if not options.dry_run:
+            job.make()
+        env.update(job.variables(_end_time(fields, env)))
     step = plan_step(options, settings, env, home, place, _log_options(options, env, job.restarts))
     return step, job
 
@@ -61,7 +80,8 @@ def run_resident(
     begin = time.time()
     # A time limit may be shorter than the warning; the program has half of it at least.
     halfway = begin + (deadline - begin) / 2
-    stop_at = max(deadline - options.stop_before, halfway)
+    is_short = deadline - options.stop_before < halfway
+    stop_at = halfway if is_short else deadline - options.stop_before
     _say(
         f"start {job.restarts + 1} of job {place.job} on {env.get('SLURM_JOB_NODELIST', '')}"
         + (f", until {_clock(deadline)}" if deadline < float("inf") else ", without a time limit")
@@ -82,21 +102,22 @@ def run_resident(
         status = _wait(program, 0.5)
         if status is not None:
             break
-        if signal.SIGUSR2 in received and time.time() < halfway < float("inf"):
+        if is_short and signal.SIGUSR2 in received and time.time() < halfway:
             received.remove(signal.SIGUSR2)
+            _say(f"a warning in the first half of the job waits for the other, {_clock(stop_at)}")
         reason = _reason_to_stop(received, stop_at)
         if reason and not told:
             told = True
             _tell(options, step, job, place, home, reason, deadline)
         if told and time.time() > deadline - FORCE_BEFORE and signal.SIGTERM not in received:
             _say("the program has not left; its last checkpoint has to do")
-            return _requeue(options, env, place, job, 1)
+            return _requeue(options, env, job, 1, deadline, received)
     unfinished = job.is_unfinished() or status == UNFINISHED or (told and status != 0)
+    job.forget_start()
     if not unfinished:
         _say("finished" if status == 0 else f"the program failed with status {status}")
-        job.remove()
         return status
-    return _requeue(options, env, place, job, status)
+    return _requeue(options, env, job, status, deadline, received)
 
 
 def _wait(program: subprocess.Popen[bytes], seconds: float) -> int | None:
@@ -127,8 +148,12 @@ def _tell(
     deadline: float,
 ) -> None:
     """Tell the programs to save and leave: by the stop file, and by a signal where asked."""
-    job.request_stop(reason, deadline if deadline < float("inf") else None)
-    _say(f"{reason}: told the program to save and leave")
+    try:
+        job.request_stop(reason, deadline if deadline < float("inf") else None)
+        _say(f"{reason}: told the program to save and leave")
+    except OSError as error:
+        # A full quota must not end what it was to save.
+        _say(f"{reason}, but the program cannot be told: {job.stop_file}: {error.strerror}")
     if not options.stop_signal:
         return
     nodes = job_nodes(step.environment)
@@ -136,9 +161,8 @@ def _tell(
     words = ["--role", "signal", "--stop-signal", options.stop_signal, "--requeue"]
     words += ["--torchrun"] if options.torchrun else []
     program = os.path.join(home, "bin", "llm-run")
-    site = step.arguments[step.arguments.index("--site") + 1]
     status, output, complaint = ask(
-        [*start, program, *words, "--site", site, "--", place.job],
+        [*start, program, *words, "--site", step.site, "--", place.job],
         step_environment(step.environment),
     )
     for line in output.splitlines():
@@ -148,23 +172,56 @@ def _tell(
 
 
 def _requeue(
-    options: Options, env: dict[str, str], place: Place, job: JobFolder, status: int
+    options: Options,
+    env: dict[str, str],
+    job: JobFolder,
+    status: int,
+    deadline: float,
+    received: list[int],
 ) -> int:
     if job.restarts >= options.max_requeues:
         _say(f"unfinished after {job.restarts} requeues, which is the limit (--max-requeues)")
         return status or UNFINISHED
-    if show_job(place.job, env).get("JobState") != "RUNNING":
+    name = scontrol_name(env)
+    state = _retried(lambda: show_job(env["SLURM_JOB_ID"], env).get("JobState", ""), deadline)
+    if state != "RUNNING":
         # Cancelled, or preempted without grace; a requeue would bring a cancelled job back to life.
         _say("the program left, unfinished; Slurm is ending this job and decides what comes next")
         return status or UNFINISHED
     _say(f"the program left, unfinished; requeue {job.restarts + 1} of {options.max_requeues}")
-    code, _, complaint = ask([need("scontrol", env), "requeue", place.job], env)
-    if code:
+    complaint = _retried(lambda: _requeue_once(name, env), deadline)
+    if complaint:
         _say(f"the job cannot be requeued: {complaint}. Submit it again with sbatch --requeue")
         return status or UNFINISHED
     # Slurm ends this process now. Leaving before would make the job a finished one.
-    time.sleep(END_LIMIT)
+    end = time.monotonic() + END_LIMIT
+    while time.monotonic() < end and signal.SIGTERM not in received:
+        time.sleep(0.1)
     return UNFINISHED
+
+
+def _requeue_once(name: str, env: dict[str, str]) -> str:
+    """Ask Slurm to requeue; return its complaint, "" for none. Raises LLMError for no answer."""
+    code, _, complaint = ask([need("scontrol", env), "requeue", name], env)
+    if code and ("contact" in complaint or code == 124):
+        raise LLMError("Slurm does not answer", complaint)
+    return complaint if code else ""
+
+
+def _retried(question: Callable[[], str], deadline: float) -> str:
+    """Return the answer to a question to Slurm, asked again while the controller is away.
+
+    After the deadline, or a day, what Slurm said instead.
+    """
+    end = min(deadline, time.time() + 86400)
+    while True:
+        try:
+            return question()
+        except LLMError as error:
+            _say(f"{error.what}: {error.why}")
+            if time.time() + RETRY_SECONDS > end:
+                return error.why
+            time.sleep(RETRY_SECONDS)
 
 
 def _log_options(options: Options, env: dict[str, str], restarts: int) -> list[str]:
@@ -175,7 +232,8 @@ def _log_options(options: Options, env: dict[str, str], restarts: int) -> list[s
     folder = env.get("LLM_LOG_DIR", "")
     if not folder:
         return []
-    path = os.path.join(folder, f"{log_stem(env)}.r{restarts}.log")
+    stem = log_stem(env.get("SLURM_JOB_NAME", "job"), scontrol_name(env))
+    path = os.path.join(folder, f"{stem}.r{restarts}.log")
     _say(f"output of the program: {path}")
     many = job_nodes(env) * (options.tasks_per_node or 1) > 1
     # srun expands %; in a path it stands for itself.
@@ -184,21 +242,21 @@ def _log_options(options: Options, env: dict[str, str], restarts: int) -> list[s
     )
 
 
-def log_stem(env: dict[str, str]) -> str:
-    """Return the beginning of the log files' names, as sbatch makes it of %x-%j or %x-%A_%a."""
-    job = env.get("SLURM_JOB_ID", "")
-    if env.get("SLURM_ARRAY_TASK_ID"):
-        job = f"{env.get('SLURM_ARRAY_JOB_ID', job)}_{env['SLURM_ARRAY_TASK_ID']}"
-    return f"{env.get('SLURM_JOB_NAME', 'job').replace('/', '_')}-{job}"
+def _look_at_start(job: str, env: dict[str, str]) -> dict[str, str]:
+    """Return what Slurm says of the job, {} when it does not answer: the program need not wait."""
+    try:
+        return show_job(job, env)
+    except LLMError as error:
+        _say(f"{error.what}: {error.why}; the time limit is unknown")
+        return {}
 
 
-def _end_time(job: str, env: dict[str, str]) -> float | None:
-    """Return when Slurm will end the job, in seconds since 1970, None for never."""
+def _end_time(fields: dict[str, str], env: dict[str, str]) -> float | None:
+    """Return when Slurm will end the job, in seconds since 1970, None for never or unknown."""
     if env.get("SLURM_JOB_END_TIME", "").isdigit():
         return float(env["SLURM_JOB_END_TIME"])
-    text = show_job(job, env).get("EndTime", "")
     try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+        return time.mktime(time.strptime(fields.get("EndTime", ""), "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
         return None
 
@@ -208,4 +266,5 @@ def _clock(seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"llm-run: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk
+        print(f"llm-run: {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -74,10 +74,12 @@ def _learn(image: Image, start: list[str], cache: str, folder: str) -> Facts:
     python, torch, pins = _ask(image, start)
     versions = os.path.join(folder, "versions")
     constraints = os.path.join(folder, "constraints.txt")
+    from _llm.files import write_text
+
     try:
         os.makedirs(folder, exist_ok=True)
-        _write(constraints, "".join(pin + "\n" for pin in pins))
-        _write(versions, f"{python}\n{torch}\n")
+        write_text(constraints, "".join(pin + "\n" for pin in pins))
+        write_text(versions, f"{python}\n{torch}\n")
     except OSError as error:
         raise LLMError(
             f"the cache folder {cache} cannot be written",
@@ -136,13 +138,3 @@ def _clean_environment() -> dict[str, str]:
     from _llm.environment import is_dropped
 
     return {name: value for name, value in os.environ.items() if not is_dropped(name)}
-
-
-def _write(path: str, text: str) -> None:
-    """Write a whole file or nothing: several ranks may do this at the same time."""
-    temporary = f"{path}.{os.uname().nodename}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -10,15 +10,15 @@ import sys
 import time
 
 from _llm.errors import LLMError
-from _llm.slurm import show_job
+from _llm.slurm import has_ended, log_stem, show_job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import BinaryIO
 
-# Seconds between two looks at the files, and two questions to Slurm.
-LOOK, ASK = 0.3, 3.0
+# Seconds between two looks at the files, and two questions to Slurm: at first, and in the end.
+LOOK, ASK, ASK_SELDOM = 0.3, 2.0, 10.0
 
 
 class Log:
@@ -42,62 +42,63 @@ class Log:
         sys.stdout.buffer.flush()
 
 
-def follow(job: str, folder: str, log_name: str, env: Mapping[str, str]) -> int:
+def follow(job: str, folder: str, env: Mapping[str, str]) -> int:
     """Print a job's logs until it is over; return its exit status.
 
-    log_name: as sbatch has it, with %x and %j. Ctrl-C ends the following, not the job.
+    folder: where the logs of the program are. Ctrl-C ends the following, not the job.
     """
     logs: dict[str, Log] = {}
     state: dict[str, str] = {}
-    asked = 0.0
+    asked, pause = 0.0, ASK
     said = ""
     try:
         while True:
+            if time.monotonic() - asked > pause:
+                state, asked = _state(job, env) or state, time.monotonic()
+                before, said = said, _say_state(job, state, said)
+                # A job may wait for days; the controller has others to answer.
+                pause = ASK if said != before else min(pause * 1.2, ASK_SELDOM)
             over = _is_over(state)
-            if not over and time.monotonic() - asked > ASK:
-                state, asked = _state(job, env), time.monotonic()
-                over = _is_over(state)
-                said = _say_state(job, state, said)
-            stem = log_name[:-4].replace("%x", state.get("JobName", "")).replace("%j", job)
-            names = [stem, *(f"{stem}.r{n}" for n in range(int(state.get("Restarts", "0")) + 1))]
-            for name in names:
-                path = os.path.join(folder, name + ".log")
-                logs.setdefault(path, Log(path)).print_more()
+            stem = os.path.join(folder, log_stem(state.get("JobName", ""), job))
+            starts = int(state.get("Restarts", "0")) + 1
+            for path in [state.get("StdOut", ""), *(f"{stem}.r{n}.log" for n in range(starts))]:
+                if path and path not in logs:
+                    logs[path] = Log(path)
+            for log in logs.values():
+                log.print_more()
             if over:
                 break
             time.sleep(LOOK)
     except KeyboardInterrupt:
         print(f"\nllm-run: job {job} runs on; to end it: scancel {job}", file=sys.stderr)
         return 130
-    return _exit_status(job, state)
+    return _exit_status(state)
 
 
-def _state(job: str, env: Mapping[str, str]) -> dict[str, str]:
+def _state(job: str, env: Mapping[str, str]) -> dict[str, str] | None:
+    """Return what Slurm says of the job, None while the controller is away."""
     try:
-        return show_job(job, env)
+        # Slurm forgets a job minutes after its end (MinJobAge).
+        return show_job(job, env) or {"JobState": "FORGOTTEN"}
     except LLMError:
-        # A controller that restarts; the job goes on without it.
-        return {"JobState": "UNKNOWN"}
+        return None
 
 
 def _is_over(state: Mapping[str, str]) -> bool:
-    going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "UNKNOWN")
-    return bool(state) and state.get("JobState", "") not in going
+    return state.get("JobState") == "FORGOTTEN" or (bool(state) and has_ended(state))
 
 
-def _say_state(job: str, state: dict[str, str], before: str) -> str:
-    if not state:
-        # Slurm forgets a job minutes after its end (MinJobAge).
-        state["JobState"] = "FORGOTTEN"
-    now = state["JobState"]
+def _say_state(job: str, state: Mapping[str, str], before: str) -> str:
+    """Say what has changed; return what was said."""
+    now = state.get("JobState", "")
     if now == "PENDING":
         now += f" ({state.get('Reason', '')})"
-    if now not in (before, "UNKNOWN"):
+    if now != before:
         print(f"llm-run: job {job} is {now.lower()}", file=sys.stderr, flush=True)
     return now
 
 
-def _exit_status(job: str, state: Mapping[str, str]) -> int:
+def _exit_status(state: Mapping[str, str]) -> int:
     code, _, number = state.get("ExitCode", "0:0").partition(":")
     if state.get("JobState") == "COMPLETED":
         return 0

@@ -24,6 +24,12 @@ def launch(
     options: Options, settings: Settings, env: dict[str, str], home: str, place: Place
 ) -> int:
     """Start the program on every node of the job that `place` is in; return its exit status."""
+    if env.get("SLURM_HET_SIZE", "1") not in ("", "1"):
+        raise LLMError(
+            f"job {place.job} is heterogeneous",
+            f"it has {env['SLURM_HET_SIZE']} parts, and llm-run starts the same on every node",
+            "start the parts yourself: srun --het-group=0,1 llm-run COMMAND",
+        )
     job = None
     if place.kind == "batch":
         step, job = plan_batch(options, settings, env, home, place)

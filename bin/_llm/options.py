@@ -39,7 +39,7 @@ OPTIONS = {
 INTERNAL = {"--role": "batch, rank or signal"}
 ROLES = ("batch", "rank", "signal")
 # Signals that a program can be told to stop by. USR2 is the batch role's own.
-STOP_SIGNALS = ("USR1", "USR2", "TERM", "INT", "HUP", "CONT")
+STOP_SIGNALS = ("USR1", "USR2", "TERM", "HUP", "CONT")
 
 
 class Options:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # slurm/slurm.h: SLURM_BATCH_SCRIPT, SLURM_INTERACTIVE_STEP
+HET_IDS = "SLURM_JOB_ID_HET_GROUP_"
 SPECIAL_STEPS = {"4294967291": "batch", "4294967290": "interactive", "4294967292": "extern"}
 
 
@@ -44,7 +45,9 @@ def find_place(env: Mapping[str, str], proc: str = "/proc") -> Place:
             return Place("allocation", job)
         if command.startswith("slurmstepd: ["):
             found, step = _parse_title(command)
-            if found != job:
+            # Parts of a heterogeneous job have ids of their own.
+            parts = [value for name, value in env.items() if name.startswith(HET_IDS)]
+            if found not in (job, *parts):
                 return Place("allocation", job)
             return Place(_kind(step), job)
     # /proc may hide the processes of others (hidepid), slurmstepd among them; cgroups do not.

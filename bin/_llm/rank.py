@@ -144,8 +144,12 @@ def program_command(options: Options, env: Mapping[str, str]) -> list[str]:
     """
     if not options.torchrun:
         return options.command
-    from _llm.torchrun import torchrun_command, visible_gpus
+    from _llm.torchrun import check_gpu_counts, torchrun_command, visible_gpus
 
+    # Where llm-run has made the step, it has looked before.
+    several = env.get("SLURM_STEP_NUM_NODES", "1") != "1" and options.role != "rank"
+    if several and options.processes is None:
+        check_gpu_counts(env["SLURM_JOB_ID"], env)
     return torchrun_command(options, env, visible_gpus(env))
 
 

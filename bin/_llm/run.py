@@ -59,7 +59,23 @@ def main(arguments: list[str]) -> int:
             from _llm.launch import launch
 
             return launch(options, settings, env, home, place)
+    if not options.role:
+        _check_here(options)
     return _run_here(options, settings, env, home)
+
+
+def _check_here(options: Options) -> None:
+    """Raise LLMError for options that only mean something where llm-run makes the step itself."""
+    for option, given in (
+        ("--requeue", options.requeue),
+        ("--tasks-per-node", options.tasks_per_node not in (None, 1)),
+    ):
+        if given:
+            raise LLMError(
+                f"{option} means nothing here",
+                "the command runs once, here: this is no job, a step of one, or --launch=local",
+                "sbatch or salloc in front of llm-run; or: llm-run --submit ... -- COMMAND",
+            )
 
 
 def _run_here(options: Options, settings: Settings, env: dict[str, str], home: str) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from _llm.apptainer import find_program
 from _llm.errors import LLMError
@@ -14,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+# `JobName=a b Partition=x`: a value ends where the next name begins.
+FIELD = re.compile(r"(\S+?)=(.*?)(?= [A-Z][\w/:]*=|$)")
 # Seconds: answers of slurmctld; and until a step's resources are free.
 ANSWER_LIMIT = 30
 STEP_LIMIT = 120
@@ -26,6 +29,14 @@ STALE_IN_STEPS = (
     *("SLURM_SRUN_COMM_", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_UMASK", "SLURM_TASKS_PER_NODE"),
     *("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE"),
     *("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_THREADS_PER_CORE", "SLURM_EXACT"),
+    *("SRUN_CPUS_PER_TASK", "SLURM_EXCLUSIVE", "SLURM_WAIT", "SLURM_TRES_BIND"),
+)
+# squeue(1), JOB STATE CODES: the ones that a job does not leave by itself.
+ENDED = frozenset(
+    [
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+        *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "SPECIAL_EXIT", "TIMEOUT"),
+    ]
 )
 # Of a job that another one is submitted from, only these still mean something.
 KEPT_AT_SUBMISSION = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_JWT")
@@ -51,12 +62,13 @@ def step_command(
 
     srun: its path. extra: more options of srun. --ntasks stands beside --ntasks-per-node because
     srun ignores the latter alone where the job asked for tasks. --mem=0: the job's memory is not
-    divided, so that a second step with --overlap does not wait for some of its own.
+    divided, so that a second step with --overlap does not wait for some of its own. --wait=0: a
+    task that is done does not end those that still save, whatever the site's WaitTime.
     """
     return [
         *(srun, f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}"),
         *(f"--ntasks-per-node={tasks_per_node}", "--export=ALL", "--cpu-bind=none", "--mpi=none"),
-        *("--kill-on-bad-exit=1", "--mem=0", f"--immediate={STEP_LIMIT}"),
+        *("--kill-on-bad-exit=1", "--wait=0", "--mem=0", f"--immediate={STEP_LIMIT}"),
         *(["--pty"] if pty else []),
         *extra,
     ]
@@ -169,14 +181,15 @@ def show_job(job: str, env: Mapping[str, str], details: bool = False) -> dict[st
             complaint or f"scontrol show job {job}: exit status {status}",
             "scontrol ping; sinfo",
         )
-    fields: dict[str, str] = {}
-    for word in output.split():
-        key, equals, value = word.partition("=")
-        if equals:
-            fields.setdefault(key, value)
-    if details:
-        fields["details"] = output
-    return fields if not status else {}
+    if status:
+        return {}
+    # The id of an array's last task is the array's too, and means all of it.
+    records = output.splitlines()
+    mine = [line for line in records if line.startswith(f"JobId={job} ")] or records[:1]
+    fields = dict(FIELD.findall(mine[0])) if mine else {}
+    if details and mine:
+        fields["details"] = mine[0]
+    return fields
 
 
 def gpus_of_nodes(details: str) -> dict[str, int]:
@@ -205,6 +218,21 @@ def _gpus(item: str) -> int:
     return int(words[-1]) if words[0] == "gpu" and words[-1].isdigit() else 0
 
 
-def job_has_ended(fields: Mapping[str, str]) -> bool:
+def has_ended(fields: Mapping[str, str]) -> bool:
     """Say whether a job, as show_job describes it, is over or unknown."""
-    return fields.get("JobState", "") not in ("RUNNING", "CONFIGURING", "PENDING", "SUSPENDED")
+    return not fields or fields.get("JobState", "") in ENDED
+
+
+def scontrol_name(env: Mapping[str, str]) -> str:
+    """Return the name of this job for scontrol: in an array, of this task and no other."""
+    if env.get("SLURM_ARRAY_JOB_ID") and env.get("SLURM_ARRAY_TASK_ID"):
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
+
+
+def log_stem(name: str, job: str) -> str:
+    """Return the beginning of the log files' names, as sbatch makes it of %x-%j and %x-%A_%a.
+
+    job: its id, or array and task as scontrol_name has them.
+    """
+    return f"{name.replace('/', '_')}-{job}"

@@ -18,7 +18,7 @@ from _llm.pins import pin_images, wanted_image
 from _llm.slurm import (
     STEP_LIMIT,
     ask,
-    job_has_ended,
+    has_ended,
     job_nodes,
     need,
     show_job,
@@ -37,14 +37,18 @@ if TYPE_CHECKING:
 
 
 class Step:
-    """A step to start: srun and its arguments, its environment, what the user should know."""
+    """A step to start: srun and its arguments, its environment, what the user should know.
 
-    __slots__ = ("arguments", "environment", "notices")
+    site: the path of the site's profile.
+    """
+
+    __slots__ = ("arguments", "environment", "notices", "site")
 
     def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
         self.arguments = arguments
         self.environment = environment
         self.notices: list[str] = []
+        self.site = ""
 
 
 def plan_step(
@@ -78,6 +82,7 @@ def plan_step(
     start = step_command(need("srun", env), nodes, tasks, pty, srun_options)
     step = Step([*start, *rank_command(options, settings, home)], environment)
     step.notices = notices
+    step.site = settings.site_file
     return step
 
 
@@ -99,7 +104,7 @@ def _shows_output() -> bool:
 def _check_allocation(job: str, env: Mapping[str, str], notices: list[str]) -> None:
     """Raise LLMError for a job that is over; note what else uses the job's resources."""
     fields = show_job(job, env)
-    if job_has_ended(fields):
+    if has_ended(fields):
         state = fields.get("JobState", "Slurm does not know it any more").lower()
         raise LLMError(
             f"job {job} has ended",

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-# A task that ends with a status other than 0 makes srun end the others, which may still be saving.
-# The shell stays, so it has to outlive the signals that its program may get; `trap :` lets the
-# program have them, unlike `trap ""`.
-PATIENT = """trap : TERM INT HUP USR1 USR2
-"$@"
+# Around the program of a --requeue job. It turns the status 75 into the unfinished file and 0,
+# because a task that ends with another status makes srun end those that are still saving. And it
+# hands on signals: where Slurm finds processes by cgroups, it signals the first process of a task
+# alone (cgroup.conf, SignalChildrenProcesses), and Apptainer passes that on to this shell.
+PATIENT = """"$@" <&0 &
+program=$!
+for name in TERM HUP USR1 USR2; do trap "kill -$name $program" $name; done
+wait $program
 status=$?
-if [ $status = 75 ] && [ -e "$LLM_STOP_FILE" ]; then
+while kill -0 $program 2>/dev/null; do
+    wait $program
+    status=$?
+done
+if [ $status = 75 ]; then
     : >> "$LLM_UNFINISHED_FILE" && exit 0
 fi
 exit $status
@@ -33,8 +40,8 @@ exit $status
 def patient_command(command: list[str]) -> list[str]:
     """Return `command` with a shell around it for jobs with --requeue.
 
-    A program that leaves with the status 75 after a request to stop becomes one that has declared
-    itself unfinished and ends with 0.
+    A program that leaves with the status 75 becomes one that has declared itself unfinished and
+    ends with 0.
     """
     return ["/bin/sh", "-c", PATIENT, "sh", *command]
 
@@ -59,7 +66,11 @@ def send(name: str, local: str, job: str, to_workers: bool) -> int:
     """
     number = getattr(signal, "SIG" + name)
     recorded = set(_recorded(_folder(local, job)))
-    targets = [pid for pid, parent in _parents() if (parent if to_workers else pid) in recorded]
+    targets = [
+        pid
+        for pid, parent in _parents()
+        if (parent if to_workers else pid) in recorded and _is_of_job(pid, job)
+    ]
     reached = 0
     for pid in targets:
         try:
@@ -85,6 +96,15 @@ def _recorded(folder: str) -> list[int]:
             text = file.read().strip()
         found += [int(text)] if text.isdigit() else []
     return found
+
+
+def _is_of_job(pid: int, job: str) -> bool:
+    """Say whether a process is of this job; ids of an earlier start may be others' by now."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return f"SLURM_JOB_ID={job}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 def _parents() -> list[tuple[int, int]]:

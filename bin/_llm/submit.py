@@ -21,7 +21,7 @@ from _llm.lookup import find_image, image_folders, is_path
 from _llm.pins import VARIABLE as PINS
 from _llm.pins import pin_images, wanted_image
 from _llm.settings import VARIANTS
-from _llm.slurm import ANSWER_LIMIT, need, submission_environment
+from _llm.slurm import ANSWER_LIMIT, ask, log_stem, need, show_job, submission_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,19 +31,21 @@ if TYPE_CHECKING:
     from _llm.settings import Settings
 
 LOG_FOLDER = "logs"
+# What Slurm says of nodes that are not there now, and of ones that never are. sbatch would take
+# both, and the second kind of job would fail.
+NOT_NOW = "Requested node configuration is not available"
 RESOURCES = ("account", "qos", "constraint", "time")
 
 
 class Job:
     """A job to submit: the batch script, sbatch's command line, the folder for its logs."""
 
-    __slots__ = ("arguments", "log_folder", "log_name", "script")
+    __slots__ = ("arguments", "log_folder", "script")
 
-    def __init__(self, script: str, arguments: list[str], log_folder: str, log_name: str) -> None:
+    def __init__(self, script: str, arguments: list[str], log_folder: str) -> None:
         self.script = script
         self.arguments = arguments
         self.log_folder = log_folder
-        self.log_name = log_name
 
 
 def submit(options: Options, settings: Settings, env: Mapping[str, str], home: str) -> int:
@@ -57,24 +59,28 @@ def submit(options: Options, settings: Settings, env: Mapping[str, str], home: s
         sbatch = need("sbatch", env)
     except LLMError as error:
         errors.append(error)
-    if sbatch:
-        errors += _test(sbatch, job, clean)
+    refusal = _test(sbatch, job, clean) if sbatch else None
+    if refusal and not (NOT_NOW in refusal.why and _nodes_are_away(env)):
+        errors.append(refusal)
     if errors:
         return report("llm-run", errors)
+    if refusal:
+        note = "some nodes are down or drained; without them this job cannot start"
+        print(f"llm-run: note: {note} (sinfo --list-reasons)", file=sys.stderr)
     if options.dry_run:
         print("# " + shlex.join(["sbatch", *job.arguments]) + " < this script")
         print(job.script, end="")
         return 0
-    number = _submit(sbatch, job, clean)
+    number, status = _submit(sbatch, job, clean)
     if "--parsable" in options.sbatch:
         print(number, flush=True)
     else:
-        _tell(number, job, is_array(options))
+        _tell(number, job, is_array(options), env)
     if options.follow:
         from _llm.follow import follow
 
-        return follow(number, job.log_folder, job.log_name, env)
-    return 0
+        return follow(number, job.log_folder, env)
+    return status
 
 
 def check(
@@ -92,6 +98,15 @@ def check(
         except LLMError as error:
             errors.append(error)
     _collect(errors, lambda: visible.working_directory(env, binds))
+    folder = os.path.abspath(options.log_dir or LOG_FOLDER)
+    if "\n" in folder or "\\" in folder:
+        errors.append(
+            LLMError(
+                f"the log folder {folder!r} cannot be used",
+                "a #SBATCH line has no way to write a line break or a backslash",
+                "llm-run --submit --log-dir /another/folder ... -- COMMAND",
+            )
+        )
     if options.follow and is_array(options):
         errors.append(
             LLMError(
@@ -127,6 +142,8 @@ def render(options: Options, settings: Settings, env: Mapping[str, str], home: s
         value = settings.get("slurm", key)
         lines += [f"--{key}={value}"] if value else []
     lines += settings.items("slurm", "options")
+    if options.tasks_per_node:
+        lines.append(f"--ntasks-per-node={options.tasks_per_node}")
     if options.requeue:
         lines += ["--requeue", f"--signal=B:USR2@{options.stop_before}"]
     modules = settings.items("modules", "names")
@@ -145,7 +162,7 @@ def render(options: Options, settings: Settings, env: Mapping[str, str], home: s
     if options.tasks_per_node:
         command += ["--tasks-per-node", str(options.tasks_per_node)]
     script.append("exec " + shlex.join([*command, "--", *options.command]))
-    return Job("\n".join(script) + "\n", list(options.sbatch), folder, log_name)
+    return Job("\n".join(script) + "\n", list(options.sbatch), folder)
 
 
 def quoted(option: str) -> str:
@@ -199,30 +216,43 @@ def _make_log_folder(folder: str, dry_run: bool) -> list[LLMError]:
     return []
 
 
-def _test(sbatch: str, job: Job, env: Mapping[str, str]) -> list[LLMError]:
-    """Let Slurm check the job without submitting it."""
+def _test(sbatch: str, job: Job, env: Mapping[str, str]) -> LLMError | None:
+    """Let Slurm check the job without submitting it; return what it has against it."""
     status, _, complaint = _run_sbatch([sbatch, "--test-only", *job.arguments], job, env)
     if not status:
-        return []
+        return None
     said = [line.partition("error: ")[2] or line for line in complaint.splitlines()]
-    return [
-        LLMError(
-            "Slurm would not accept this job",
-            "\n       ".join(dict.fromkeys(line for line in said if line)) or f"status {status}",
-            "sinfo shows partitions and nodes; llm-run --submit --dry-run ... shows the script",
-        )
-    ]
+    return LLMError(
+        "Slurm would not accept this job",
+        "\n       ".join(dict.fromkeys(line for line in said if line)) or f"status {status}",
+        "sinfo shows partitions and nodes; llm-run --submit --dry-run ... shows the script",
+    )
 
 
-def _submit(sbatch: str, job: Job, env: Mapping[str, str]) -> str:
-    """Submit the job and return its id. Raises LLMError when Slurm refuses it."""
+def _nodes_are_away(env: Mapping[str, str]) -> bool:
+    """Say whether nodes of the cluster cannot be used at present."""
+    states = "--states=down,drain,fail,maint,reserved"
+    _, output, _ = ask([need("sinfo", env), "--noheader", states, "--format=%n"], env)
+    return bool(output.strip())
+
+
+def _submit(sbatch: str, job: Job, env: Mapping[str, str]) -> tuple[str, int]:
+    """Submit the job; return its id and, of `sbatch --wait`, its exit status.
+
+    Raises LLMError when Slurm refuses it.
+    """
     words = [word for word in job.arguments if word != "--parsable"]
     status, output, complaint = _run_sbatch([sbatch, "--parsable", *words], job, env, waits=True)
-    if status:
-        raise LLMError("Slurm did not accept the job", complaint, "sinfo; squeue --me")
+    number = output.strip().partition(";")[0]
+    if not number.isdigit():
+        raise LLMError(
+            "Slurm did not accept the job",
+            complaint or output.strip() or f"sbatch: status {status}",
+            "sinfo shows partitions and nodes; llm-run --submit --dry-run ... shows the script",
+        )
     if complaint:
         print(complaint, file=sys.stderr)
-    return output.strip().partition(";")[0]
+    return number, status
 
 
 def _run_sbatch(
@@ -245,33 +275,23 @@ def _run_sbatch(
     return done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr).strip()
 
 
-def _tell(number: str, job: Job, array: bool) -> None:
-    name = job_name_of(job)
-    jobs = f"{number}_*" if array else number
-    log = os.path.join(job.log_folder, f"{name}-{jobs}")
-    shown = shlex.quote(log) if "*" not in log else shlex.quote(log[:-1]) + "*"
+def _tell(number: str, job: Job, array: bool, env: Mapping[str, str]) -> None:
     print(f"Submitted batch job {number}")
-    print(f"  log:     {log}.log (the job), {log}.r0.log (the program)")
-    print(f"  follow:  tail -F {shown}.log {shown}.r0.log")
+    try:
+        fields = show_job(number, env)
+    except LLMError:  # it is submitted, whatever the controller does now
+        fields = {}
+    log = os.path.join(job.log_folder, log_stem(fields.get("JobName", "NAME"), number))
+    first, program = fields.get("StdOut", f"{log}.log"), f"{log}.r0.log"
+    if array:
+        # Their names begin with the array's id; quoted, the shell would not find them.
+        first, program = f"{log}_N.log", f"{log}_N.r0.log"
+        watched = f"{shlex.quote(log)}_*.log"
+    else:
+        watched = shlex.join([first, program])
+    print(f"  log:     {first} (the job), {program} (the program)")
+    print(f"  follow:  tail -F {watched}")
     print(f"  state:   squeue --jobs={number}      end it: scancel {number}", flush=True)
-
-
-def job_name_of(job: Job) -> str:
-    """Return the job's name: the user's --job-name, else that of the script."""
-    words = job.arguments
-    for position, word in enumerate(words):
-        for option in ("--job-name", "-J"):
-            if word.startswith(option + "="):
-                return word.partition("=")[2]
-            if word == option and position + 1 < len(words):
-                return words[position + 1]
-            if option == "-J" and word.startswith("-J") and len(word) > 2:
-                return word[2:]
-    return next(
-        line.partition("=")[2]
-        for line in job.script.splitlines()
-        if line.startswith("#SBATCH --job-name=")
-    )
 
 
 def _collect(errors: list[LLMError], step: object) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Below the ephemeral ports (from 32768) and above those of the usual services.
 FIRST_PORT, PORTS = 20000, 10000
+# The first node may have to unpack the image before it opens the rendezvous; torch waits for 60.
+RENDEZVOUS_SECONDS = 900
 PORT_VARIABLE = "LLM_RENDEZVOUS_PORT"
 # SIGUSR2 would kill torchrun's agent and orphan its workers; Slurm or a user may send it to all.
 SHELL = ("/bin/sh", "-c", 'trap "" USR2; exec torchrun "$@"', "torchrun")
@@ -34,7 +36,8 @@ def torchrun_command(options: Options, env: Mapping[str, str], gpus: int) -> lis
 
     gpus: of this node. Raises LLMError where the step has several tasks a node.
     """
-    nodes = _number(env, "SLURM_STEP_NUM_NODES") if _in_step(env) else 1
+    in_step = options.launch != "local" and env.get("SLURM_STEP_ID", "").isdigit()
+    nodes = _number(env, "SLURM_STEP_NUM_NODES") if in_step else 1
     processes = options.processes or gpus or 1
     words = [*SHELL, f"--nproc-per-node={processes}"]
     if options.max_restarts is not None:
@@ -47,10 +50,6 @@ def torchrun_command(options: Options, env: Mapping[str, str], gpus: int) -> lis
     else:
         words += _rendezvous(env, nodes)
     return words + _script(options.command)
-
-
-def _in_step(env: Mapping[str, str]) -> bool:
-    return bool(env.get("SLURM_STEP_ID")) and env.get("SLURM_STEP_ID", "").isdigit()
 
 
 def _number(env: Mapping[str, str], name: str, otherwise: int = 1) -> int:
@@ -75,13 +74,26 @@ def _rendezvous(env: Mapping[str, str], nodes: int) -> list[str]:
             "it is derived from job and step; another program of this node has it",
             f"start it again (the next step has another port), or: export {PORT_VARIABLE}=NUMBER",
         )
+    _check_name(host)
     name = env.get("SLURMD_NODENAME", "")
     return [
         *(f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={host}:{port}"),
         f"--rdzv-id={env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}",
-        f"--rdzv-conf=is_host={int(is_host)}",
+        f"--rdzv-conf=is_host={int(is_host)},read_timeout={RENDEZVOUS_SECONDS}",
         *([f"--local-addr={name}"] if name else []),
     ]
+
+
+def _check_name(host: str) -> None:
+    """Raise LLMError for a node whose name this one cannot resolve; torch would try for minutes."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise LLMError(
+            f"the name of node {host} cannot be resolved here",
+            f"{error.strerror or error}; the ranks were to meet there",
+            "llm-doctor --job in an allocation shows which names are wrong",
+        ) from None
 
 
 def choose_port(env: Mapping[str, str]) -> int:
@@ -110,12 +122,18 @@ def free_port(env: Mapping[str, str]) -> int:
 
 def is_free(port: int) -> bool:
     """Say whether nothing on this node listens on `port`."""
-    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+    for family in (socket.AF_INET6, socket.AF_INET):
         try:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-        except OSError:
-            return False
+            probe = socket.socket(family)
+        except OSError:  # a kernel without IPv6
+            continue
+        with probe:
+            try:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
+            except OSError:
+                return False
+            return True
     return True
 
 
@@ -134,8 +152,10 @@ def _script(command: list[str]) -> list[str]:
 
 def visible_gpus(env: Mapping[str, str], device_folder: str = "/dev") -> int:
     """Return how many GPUs a program on this node can use, as Slurm or the device files say."""
-    visible = env.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        visible = env.get(name)
+        if visible is None:
+            continue
         named = [item for item in visible.split(",") if item.strip() not in ("", "-1")]
         return 0 if visible.strip() == "NoDevFiles" else len(named)
     try:

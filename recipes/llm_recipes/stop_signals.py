@@ -48,8 +48,8 @@ def stop_requested() -> bool:
     now = time.monotonic()
     if now >= _next_look:
         _next_look = now + LOOK_SECONDS
-        path = os.environ.get("LLM_STOP_FILE")
-        _found = bool(path) and os.path.exists(path)
+        path = os.environ.get("LLM_STOP_FILE", "")
+        _found = path != "" and os.path.exists(path)
     return _found
 
 

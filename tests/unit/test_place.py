@@ -24,6 +24,7 @@ def processes(root: Path, *commands: str, cgroup: str = "") -> str:
 
 
 STALE = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_PROCID": "0"}
+STALE["SLURM_JOB_ID_HET_GROUP_1"] = "13"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ STALE = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_PROCID": "0"}
         (["slurmstepd: [12.batch]"], "batch"),
         (["bash", "slurmstepd: [12.0]"], "step"),
         (["bash", "slurmstepd: [12.interactive]"], "interactive"),
-        (["slurmstepd: [12+1.0+1]"], "step"),
+        (["slurmstepd: [13.0]"], "step"),  # the second part of a heterogeneous job
         (["bash", "salloc -N2 bash"], "allocation"),
         (["/usr/bin/salloc -N2 llm-run", "bash", "slurmstepd: [11.0]"], "allocation"),
         (["bash", "slurmstepd: [11.0]"], "allocation"),

@@ -8,8 +8,9 @@ from _llm.errors import LLMError
 from _llm.slurm import (
     expand_nodes,
     gpus_of_nodes,
-    job_has_ended,
+    has_ended,
     need,
+    scontrol_name,
     show_job,
     step_environment,
     submission_environment,
@@ -78,8 +79,8 @@ def scontrol(folder: object, script: str) -> dict[str, str]:
 def test_an_unknown_job_has_ended(tmp_path: object) -> None:
     env = scontrol(tmp_path, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert show_job("9", env) == {}
-    assert job_has_ended({})
-    assert job_has_ended({"JobState": "CANCELLED"}) and not job_has_ended({"JobState": "RUNNING"})
+    assert has_ended({})
+    assert has_ended({"JobState": "CANCELLED"}) and not has_ended({"JobState": "RUNNING"})
 
 
 def test_no_answer_is_an_error(tmp_path: object) -> None:
@@ -91,3 +92,21 @@ def test_no_answer_is_an_error(tmp_path: object) -> None:
 def test_times_come_in_the_usual_form(tmp_path: object) -> None:
     env = scontrol(tmp_path, "echo JobId=9 Format=$SLURM_TIME_FORMAT")
     assert show_job("9", {**env, "SLURM_TIME_FORMAT": "relative"})["Format"] == "standard"
+
+
+def test_values_with_spaces_and_the_task_of_an_array(tmp_path: object) -> None:
+    env = scontrol(
+        tmp_path,
+        "echo 'JobId=8 ArrayJobId=9 JobName=other JobState=COMPLETED'\n"
+        "echo 'JobId=9 ArrayJobId=9 JobName=a b c JobState=RUNNING Command=/x y z NtasksPerN:B=0'",
+    )
+    fields = show_job("9", env)
+    assert (fields["JobName"], fields["JobState"]) == ("a b c", "RUNNING")
+    assert fields["Command"] == "/x y z"
+
+
+def test_one_task_of_an_array_has_a_name_of_its_own() -> None:
+    env = {"SLURM_JOB_ID": "9"}
+    assert scontrol_name(env) == "9"
+    env.update(SLURM_ARRAY_JOB_ID="9", SLURM_ARRAY_TASK_ID="3")
+    assert scontrol_name(env) == "9_3"

@@ -10,7 +10,7 @@ import pytest
 
 from _llm.options import parse
 from _llm.settings import load_settings
-from _llm.submit import Job, asks_for_gpus, job_name_of, job_title, quoted, render
+from _llm.submit import Job, asks_for_gpus, job_title, quoted, render
 
 
 def rendered(home: Path, env: dict[str, str], profile: str, *words: str) -> Job:
@@ -105,12 +105,9 @@ def test_job_names(command: list[str], title: str) -> None:
     assert job_title(command) == title
 
 
-def test_a_name_of_the_user_s_own() -> None:
-    script = "#!/bin/sh\n#SBATCH --job-name=train\n"
-    for words, name in (
-        ([], "train"), (["-Jmine"], "mine"), (["-J", "mine"], "mine"), (["--job-name=a"], "a"),
-    ):  # fmt: skip
-        assert job_name_of(Job(script, words, "", "")) == name
+def test_tasks_are_asked_of_slurm(home: Path, env: dict[str, str]) -> None:
+    job = rendered(home, env, "", "--tasks-per-node=2", "--", "x")
+    assert "--ntasks-per-node=2" in headers(job) and "--tasks-per-node 2 -- x" in job.script
 
 
 def test_quotes_of_sbatch_lines() -> None:

@@ -24,6 +24,12 @@ STEP = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name resolves; these nodes exist nowhere."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: [])
+
+
 def options(*words: str) -> Options:
     return parse(["--torchrun", *words])
 
@@ -39,11 +45,24 @@ def test_several_nodes_meet_on_the_first() -> None:
     port = choose_port(STEP)
     assert command[4:] == [
         "--nproc-per-node=1", "--max-restarts=3", "--nnodes=2", "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=n3:{port}", "--rdzv-id=7.0", "--rdzv-conf=is_host=0",
+        f"--rdzv-endpoint=n3:{port}", "--rdzv-id=7.0",
+        "--rdzv-conf=is_host=0,read_timeout=900",
         "--local-addr=n4", "--", "train.py",
     ]  # fmt: skip
     first = torchrun_command(options("train.py"), {**STEP, "SLURM_NODEID": "0"}, 0)
-    assert "--rdzv-conf=is_host=1" in first
+    assert "--rdzv-conf=is_host=1,read_timeout=900" in first
+
+
+def test_stale_variables_of_a_step_mean_nothing_to_a_local_start() -> None:
+    local = parse(["--torchrun", "--launch=local", "x.py"])
+    assert "--standalone" in torchrun_command(local, STEP, 0)
+
+
+def test_a_node_without_a_name_that_resolves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    env = {**STEP, "SLURM_STEP_NODELIST": "no-such-node.invalid"}
+    with pytest.raises(LLMError, match="cannot be resolved"):
+        torchrun_command(options("x.py"), env, 0)
 
 
 @pytest.mark.parametrize(
