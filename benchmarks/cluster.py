@@ -36,13 +36,13 @@ HOME = Path(__file__).resolve().parents[1]
 LLM_RUN = str(HOME / "bin" / "llm-run")
 TASKS = (1, 8, 32, 64)
 IMAGE = "/run/llm-box/images/llm-cpu.sif"
-# The tasks stay until all have started: what shares a mount needs the one that made it.
-STAY_S = 15
+# Seconds a task that each stays: until all have started, what shares a mount needs its maker.
+STAY_S = 0.25
 
 
 def start_s(cluster: Cluster, tasks: int, command: list[str]) -> float:
     """Return the seconds from srun until the last of `tasks` tasks runs; nan where one failed."""
-    program = ["sh", "-c", f"date +%s.%N; sleep {STAY_S if tasks > 1 else 0}"]
+    program = ["sh", "-c", f"date +%s.%N; sleep {tasks * STAY_S}"]
     begin = time.time()
     done = cluster.run(["srun", "--nodes=1", f"--ntasks={tasks}", *command, *program], timeout=300)
     times = [float(line) for line in done.stdout.split()]

@@ -42,6 +42,22 @@ def modules(r: Result) -> str:
         for row in r["rows"]])
 
 
+def cluster(r: Result) -> str:
+    """Starts under Slurm."""
+    starts = rows(
+        "tasks on one node | bare program | `apptainer exec` | with `--sharens` | `llm-run` | "
+        "llm-run / exec",
+        [f"{row['tasks']} | {row['bare_s']:.2f} s | {row['exec_s']:.2f} s | "
+         f"{row['sharens_s']:.2f} s | {row['llm_run_s']:.2f} s | {row['ratio']:.2f}"
+         for row in r["tasks"]])
+    jobs = r["submission"]
+    submission = rows(f"{r['pairs']} submissions | median", [
+        f"`sbatch` | {jobs['sbatch_ms']:.0f} ms",
+        f"`llm-run --submit` | {jobs['submit_ms']:.0f} ms",
+        f"difference | {jobs['difference_ms']:.0f} ms"])
+    return f"{starts}\n\n{submission}"
+
+
 def images(r: Result) -> str:
     """Size and build times of the CPU image."""
     lines = [f"size of `llm-cpu` (at most {r['size_limit_gb']} GB) | "
@@ -122,7 +138,7 @@ def machine(gpu: str) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "launch": launch, "modules": modules, "images": images, "imports": imports,
+    "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
     "squashfs": squashfs,
     "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
 }

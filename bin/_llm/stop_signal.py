@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # because a task that ends with another status makes srun end those that are still saving. And it
 # hands on signals: where Slurm finds processes by cgroups, it signals the first process of a task
 # alone (cgroup.conf, SignalChildrenProcesses), and Apptainer passes that on to this shell.
-PATIENT = """"$@" <&0 &
+PATIENT = """exec 3<&0  # a program in the background would get /dev/null
+"$@" <&3 3<&- &
 program=$!
 for name in TERM HUP USR1 USR2; do trap "kill -$name $program" $name; done
 wait $program

@@ -53,7 +53,28 @@ def test_recipes_and_submission(desk: Desk, load: str) -> None:
     assert "/shared/apps/llm/" in log.read_text() and str(REPOSITORY) not in log.read_text()
 
 
-def test_salloc_and_srun(desk: Desk, load: str) -> None:
-    for command in ("salloc --nodes=2 llm-run", "srun --nodes=2 llm-run"):
-        done = desk.run(f"{load}{command} --image base hostname")
-        assert sorted(done.stdout.split()) == ["n1", "n2"], done.stderr
+@pytest.mark.parametrize(
+    ("line", "nodes"),
+    [
+        ("salloc --gpus=1 llm-run hostname", ["n1"]),
+        ("salloc --nodes=2 --gpus=2 llm-run hostname", ["n1", "n2"]),
+        ("srun --nodes=2 llm-run hostname", ["n1", "n2"]),
+        ("sbatch --gpus=1 --wait --output=job.out llm-run hostname", ["n1"]),
+        ("sbatch --nodes=2 --gpus=2 --wait --output=job.out llm-run hostname", ["n1", "n2"]),
+    ],
+)
+def test_lines_as_users_type_them(desk: Desk, load: str, line: str, nodes: list[str]) -> None:
+    done = desk.run(f"{load}export LLM_IMAGE=base\n{line}\n[ ! -e job.out ] || cat job.out")
+    found = [word for word in done.stdout.split() if word in desk.cluster.nodes]
+    assert sorted(found) == nodes, done.stderr
+
+
+def test_a_package_for_oneself(desk: Desk, load: str) -> None:
+    """`salloc --gpus=1 llm-run pip install --user PACKAGE`, the package being a folder."""
+    desk.run(["mkdir", "-p", "mine/our_package"], check=True)
+    desk.write("mine/our_package/__init__.py", "print('ours')\n")
+    desk.write("mine/pyproject.toml", "[project]\nname = 'our-package'\nversion = '1'\n")
+    command = "salloc --gpus=1 llm-run --image llm-cpu"
+    words = "pip install --user --no-build-isolation --no-index --quiet ./mine"
+    done = desk.run(f"{load}{command} {words} && {command} python -c 'import our_package'")
+    assert done.returncode == 0 and done.stdout.endswith("ours\n"), done.stderr

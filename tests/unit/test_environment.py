@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from _llm.environment import cache_variables, dropped_names, is_dropped, locale_variables
+from _llm.environment import (
+    cache_variables,
+    dropped_names,
+    is_dropped,
+    locale_variables,
+    network_variables,
+)
+from _llm.settings import load_settings
 
 DENIED = [
     *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONNOUSERSITE"),
@@ -64,3 +71,22 @@ def test_locales_that_images_do_not_have() -> None:
         "LANG": "C.UTF-8",
         "LC_TIME": "C.UTF-8",
     }
+
+
+def test_torchrun_is_not_told_of_other_launchers() -> None:
+    env = {"PMI_RANK": "1", "PMIX_RANK": "1", "OMPI_COMM_WORLD_RANK": "1", "SLURM_PROCID": "1"}
+    assert dropped_names(env) == []
+    assert set(dropped_names(env, torchrun=True)) == set(env) - {"SLURM_PROCID"}
+
+
+def test_the_site_s_interface(home: Path, env: dict[str, str], tmp_path: Path) -> None:
+    profile = tmp_path / "ours.ini"
+    profile.write_text("[network]\ninterface = ib0\n")
+    settings = load_settings(env, str(home), str(profile))
+    notices: list[str] = []
+    assert network_variables(settings, env, notices, str(tmp_path)) == {}
+    assert "ib0 does not exist on this node" in notices[0]
+    (tmp_path / "sys/class/net/ib0").mkdir(parents=True)
+    env["NCCL_SOCKET_IFNAME"] = "eth1"
+    found = network_variables(settings, env, notices, str(tmp_path))
+    assert found == {"GLOO_SOCKET_IFNAME": "ib0"} and len(notices) == 1
