@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # `JobName=a b Partition=x`: a value ends where the next name begins.
-FIELD = re.compile(r"(\S+?)=(.*?)(?= [A-Z][\w/:]*=|$)")
+FIELD = re.compile(r"(\S+?)=(.*?)(?= +[A-Z][\w/:]*=|$)")
 # Seconds: answers of slurmctld; and until a step's resources are free.
 ANSWER_LIMIT = 30
 STEP_LIMIT = 120
@@ -186,7 +186,7 @@ def show_job(job: str, env: Mapping[str, str], details: bool = False) -> dict[st
     # The id of an array's last task is the array's too, and means all of it.
     records = output.splitlines()
     mine = [line for line in records if line.startswith(f"JobId={job} ")] or records[:1]
-    fields = dict(FIELD.findall(mine[0])) if mine else {}
+    fields = dict(FIELD.findall(mine[0].rstrip())) if mine else {}
     if details and mine:
         fields["details"] = mine[0]
     return fields

@@ -38,7 +38,7 @@ OWN_PATHS = re.compile(
 )
 PROGRAMS = ("tclsh8.6", "lua5.3", "zsh", "tcsh")
 # Bumped when unpacking changes.
-GENERATION = 3
+GENERATION = 4
 
 
 def ensure_systems() -> Path:
@@ -90,6 +90,8 @@ def relocate(part: Path, folder: Path) -> None:
             place.unlink(missing_ok=True)
             place.write_text(
                 "#!/bin/sh\n"
+                # Compiled into Tcl's library; a host without Tcl has nothing there.
+                f"export TCL_LIBRARY={folder}/usr/share/tcltk/tcl8.6\n"
                 f"exec /lib64/ld-linux-x86-64.so.2 --library-path {libraries} "
                 f'--argv0 {folder}/bin/{name} {folder}/programs/{name} "$@"\n'
             )

@@ -98,11 +98,12 @@ def test_values_with_spaces_and_the_task_of_an_array(tmp_path: object) -> None:
     env = scontrol(
         tmp_path,
         "echo 'JobId=8 ArrayJobId=9 JobName=other JobState=COMPLETED'\n"
-        "echo 'JobId=9 ArrayJobId=9 JobName=a b c JobState=RUNNING Command=/x y z NtasksPerN:B=0'",
+        "echo 'JobId=9 ArrayJobId=9 JobName=a b c JobState=RUNNING Command=/x y z  NtasksPerN:B=0"
+        " StdOut=/a  '",
     )
     fields = show_job("9", env)
     assert (fields["JobName"], fields["JobState"]) == ("a b c", "RUNNING")
-    assert fields["Command"] == "/x y z"
+    assert (fields["Command"], fields["StdOut"]) == ("/x y z", "/a")
 
 
 def test_one_task_of_an_array_has_a_name_of_its_own() -> None:

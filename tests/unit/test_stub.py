@@ -25,7 +25,8 @@ def submitted(spool: Path, command: str, **env: str) -> subprocess.CompletedProc
     programs.mkdir(exist_ok=True)
     (programs / "scontrol").write_text(
         "#!/bin/sh\n[ \"$*\" = 'show job 12' ] || exit 1\n"
-        f"cat <<'EOF'\nJobId=12 JobName=x\n   Command={command}\n   WorkDir=/\nEOF\n"
+        f"cat <<'EOF'\nJobId=12 JobName=x\n   Command={command}\n   WorkDir=/\n"
+        f"\nJobId=13 JobName=x\n   Command={command}\nEOF\n"
     )
     (programs / "scontrol").chmod(0o755)
     return subprocess.run(
