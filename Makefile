@@ -117,7 +117,7 @@ check: venv ## format, types, shell: everything that needs no image
 	@$(VENV)/bin/mypy --config-file recipes/mypy.ini $$(git ls-files 'recipes/*.py')
 	@$(VENV)/bin/shellcheck -x $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh$$' -- ':!*.md' ':!*.py')
 
-bench: setup ## measure everything that docs/performance.md states (idle machine; about 20 minutes)
+bench: setup ## measure everything that docs/performance.md states (idle machine; about 30 minutes)
 	@$(TOOL) image build --image llm --variant cpu
 	@sh benchmarks/run.sh $(ARGS)
 

@@ -53,7 +53,7 @@ def cluster(r: Result) -> str:
     jobs = r["submission"]
     submission = rows(f"{r['pairs']} submissions | median", [
         f"`sbatch` | {jobs['sbatch_ms']:.0f} ms",
-        f"`llm-run --submit` | {jobs['submit_ms']:.0f} ms",
+        f"`llm-run --submit …` | {jobs['submit_ms']:.0f} ms",
         f"difference | {jobs['difference_ms']:.0f} ms"])
     return f"{starts}\n\n{submission}"
 
