@@ -98,6 +98,7 @@ test-gpu: setup venv ## tests on a machine with a GPU, in the image for it
 
 test-cluster: setup venv ## llm-run under a real Slurm: several nodes on this machine (root)
 	@sh tests/cluster/packages.sh
+	@$(TOOL) image build --image base
 	@$(TOOL) image build --image llm --variant cpu
 	@root=$$(sh tests/cluster/root.sh '$(SUITE)') && LLM_BOX_ROOT=$$root $(VENV)/bin/pytest tests/cluster --numprocesses 4 $(ARGS)
 

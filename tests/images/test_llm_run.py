@@ -100,7 +100,7 @@ class User:
 
     def report(self, env: Mapping[str, str] | None = None) -> dict[str, object]:
         """Return what a Python program in the image says of itself."""
-        done = self.llm_run("python3", "-c", REPORT, env=env)
+        done = self.llm_run("--launch=local", "python3", "-c", REPORT, env=env)
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
         assert isinstance(seen, dict)
@@ -208,7 +208,7 @@ def test_a_poisoned_environment(user: User) -> None:
         assert "hostile" not in origin
     assert str(seen["torch"]).endswith("torch/__init__.py")
     assert str(seen["recipes"]).startswith(str(REPOSITORY / "recipes"))
-    done = user.llm_run("bash", "-c", "ls -d / && type ls", env=poisoned)
+    done = user.llm_run("--launch=local", "bash", "-c", "ls -d / && type ls", env=poisoned)
     assert done.returncode == 0, done.stderr
     assert "poisoned" not in done.stdout
     assert "setlocale" not in done.stderr
