@@ -11,6 +11,9 @@ from _llm.errors import LLMError
 from _llm.settings import load_settings
 from _llm.sites import matches
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROFILES = sorted((REPOSITORY / "sites").glob("*.ini"))
+
 
 def write_hosts(home: Path, name: str, hosts: str) -> None:
     (home / "sites" / f"{name}.ini").write_text(f"[network]\nhosts = {hosts}\n", encoding="utf-8")
@@ -101,3 +104,16 @@ def test_an_unknown_profile_names_the_nearest(home: Path, env: dict[str, str]) -
 def test_another_sites_broken_profile_is_ignored(home: Path, env: dict[str, str]) -> None:
     (home / "sites" / "broken.ini").write_bytes(b"\xff[[")
     assert load_settings(env, str(home)).site == "default"
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_every_shipped_profile_is_valid(env: dict[str, str], profile: Path) -> None:
+    settings = load_settings({**env, "USER": "me"}, str(REPOSITORY), profile.stem)
+    assert settings.site == profile.stem
+
+
+def test_the_partition_of_jobs_with_gpus_by_site(env: dict[str, str]) -> None:
+    expected = {"v100": "gpu", "rtx2080ti": "research", "bwunicluster": "gpu_4", "box": ""}
+    for site, partition in expected.items():
+        settings = load_settings({**env, "USER": "me"}, str(REPOSITORY), site)
+        assert settings.get("slurm", "gpu_partition") == partition
