@@ -25,6 +25,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "cluster"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bin"))
 
+from results import write_json
+
 from _llm.apptainer import find_apptainer
 from box.cgroups import find_version
 from box.cluster import Cluster
@@ -128,9 +130,7 @@ def main() -> int:
         shutil.rmtree(state, ignore_errors=True)
     print(json.dumps(result, indent=2))
     if arguments.json:
-        temporary = arguments.json.with_name(arguments.json.name + ".tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(arguments.json)
+        write_json(arguments.json, result)
     return 0
 
 

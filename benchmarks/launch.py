@@ -11,7 +11,6 @@ as root, `chrt -f 10 python3 benchmarks/launch.py` goes before all others.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -21,6 +20,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from results import write_json
 
 LLM_RUN = str(Path(__file__).resolve().parents[1] / "bin" / "llm-run")
 # What the project promises, in milliseconds of difference: at most, and the goal.
@@ -108,9 +109,7 @@ def main() -> int:
     print(f"| difference in processor time | {result['difference_cpu_ms']} |")
     print(f"| ratio | {result['ratio']} |")
     if arguments.json:
-        temporary = arguments.json.with_name(arguments.json.name + ".tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(arguments.json)
+        write_json(arguments.json, result)
     return 0 if result["passed"] else 1
 
 

@@ -11,13 +11,14 @@ tests/modules/systems.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from results import write_json
 
 HOME = Path(__file__).resolve().parents[1]
 INIT = {"environment-modules": "usr/share/modules/init/bash",
@@ -103,9 +104,7 @@ def main() -> int:
         print(f"| {row['system']} | {row['empty_ms']} | {row['llm_ms']} | {row['difference_ms']} "
               f"| {row['ratio']} ({', '.join(map(str, row['ratio_of_runs']))}) |")
     if arguments.json:
-        temporary = arguments.json.with_name(arguments.json.name + ".tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(arguments.json)
+        write_json(arguments.json, result)
     return 0
 
 

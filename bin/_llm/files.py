@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
-def write_text(path: str, text: str) -> None:
-    """Write a whole file or nothing, whoever else writes it. Raises OSError."""
-    temporary = f"{path}.{os.uname().nodename}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_text(path: str, text: str, mode: int | None = None) -> None:
+    """Write a whole file or nothing, whoever else writes it. Raises OSError.
+
+    mode: its permissions, None for what the umask leaves. The temporary name begins with a dot,
+    because in some folders each other name means something (a module's version).
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.uname().nodename}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -71,6 +71,21 @@ def find_gpus(env: Mapping[str, str], root: str = "/") -> Gpus:
     return Gpus()
 
 
+def visible_gpus(env: Mapping[str, str], device_folder: str = "/dev") -> int:
+    """Return how many GPUs a program on this node can use, as Slurm or the device files say."""
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        visible = env.get(name)
+        if visible is None:
+            continue
+        named = [item for item in visible.split(",") if item.strip() not in ("", "-1")]
+        return 0 if visible.strip() == "NoDevFiles" else len(named)
+    try:
+        files = os.listdir(device_folder)
+    except OSError:
+        return 0
+    return sum(name.startswith("nvidia") and name[6:].isdigit() for name in files)
+
+
 def _driver_version(root: str) -> str:
     # "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (...)"
     try:

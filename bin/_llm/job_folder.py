@@ -12,7 +12,7 @@ import os
 import time
 
 from _llm.files import write_text
-from _llm.pins import VARIABLE as PINS
+from _llm.lookup import PINS
 from _llm.pins import pin_images
 
 TYPE_CHECKING = False
@@ -95,12 +95,11 @@ def keep_images(
     """Return the variable that pins the images of this job, the same at each of its starts."""
     if env.get(PINS):  # --submit has written them into the script
         return {}
-    if job.restarts or os.path.exists(job.images):
-        try:
-            with open(job.images, encoding="utf-8") as file:
-                return {PINS: file.read()}
-        except OSError:
-            pass
+    try:
+        with open(job.images, encoding="utf-8") as file:
+            return {PINS: file.read()}
+    except OSError:  # the first start
+        pass
     pins = pin_images(settings, env, home)
     if pins and not dry_run:
         job.make()

@@ -10,7 +10,6 @@ import sys
 
 from _llm.batch import plan_batch, run_resident
 from _llm.errors import LLMError
-from _llm.help import step_line
 from _llm.step import plan_step
 
 TYPE_CHECKING = False
@@ -44,6 +43,8 @@ def launch(
     for notice in step.notices:
         print(f"llm-run: note: {notice}", file=sys.stderr)
     if options.dry_run:
+        from _llm.help import step_line
+
         print(step_line(step, env))
         return 0
     if job and options.requeue:

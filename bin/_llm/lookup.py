@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SIF_MAGIC_AT = 32
 SIF_MAGIC = b"SIF_MAGIC"
 SQUASHFS_MAGIC = b"hsqs"
+PINS = "LLM_PINNED_IMAGES"
 
 
 class Image:
@@ -112,7 +113,7 @@ def find_image(
 
 def read_pins(env: Mapping[str, str]) -> dict[str, str]:
     """Return name -> path from LLM_PINNED_IMAGES, which pins.py makes: `NAME=PATH`, one a line."""
-    pairs = (line.partition("=") for line in env.get("LLM_PINNED_IMAGES", "").split("\n"))
+    pairs = (line.partition("=") for line in env.get(PINS, "").split("\n"))
     return {name: path for name, equals, path in pairs if equals}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from _llm.lookup import image_folders, is_path
+from _llm.lookup import PINS, image_folders, is_path
 from _llm.settings import VARIANTS
 
 TYPE_CHECKING = False
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from _llm.settings import Settings
-
-VARIABLE = "LLM_PINNED_IMAGES"
 
 
 def wanted_image(settings: Settings) -> str:
@@ -34,8 +32,8 @@ def pin_images(settings: Settings, env: Mapping[str, str], home: str) -> str:
 
     An earlier role's pins are kept. "" where the image is given as a path or is not there.
     """
-    if env.get(VARIABLE):
-        return env[VARIABLE]
+    if env.get(PINS):
+        return env[PINS]
     wanted = wanted_image(settings)
     if is_path(wanted):
         return ""

@@ -14,8 +14,8 @@ from _llm.apptainer import find_apptainer
 from _llm.binds import Bind, parse_bind
 from _llm.errors import LLMError, make_command
 from _llm.facts import image_facts
-from _llm.gpus import Gpus, find_gpus, variants_for
-from _llm.lookup import Image, find_image, image_folders, read_pins, split_name
+from _llm.gpus import Gpus, find_gpus, variants_for, visible_gpus
+from _llm.lookup import PINS, Image, find_image, image_folders, read_pins, split_name
 from _llm.settings import VARIANTS
 from _llm.unpack import runnable_path
 
@@ -82,7 +82,7 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     errors: list[LLMError] = []
     notices: list[str] = []
     gpus = find_gpus(env)
-    pins = read_pins(env) if env.get("LLM_PINNED_IMAGES") else None
+    pins = read_pins(env) if env.get(PINS) else None
     image = _collect(errors, lambda: choose_image(options, settings, gpus, home, notices, pins))
     apptainer = _collect(
         errors, lambda: find_apptainer(env, home, settings.get("container", "apptainer"))
@@ -95,7 +95,9 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     user = _collect(errors, lambda: visible.home_folder(env))
     cache = _collect(errors, lambda: visible.cache_folder(settings, user or "/"))
     local = _collect(errors, lambda: visible.local_folder(settings))
-    command = _collect(errors, lambda: program_command(options, env))
+    # As many processes, and shares of the cores, as GPUs that this job has here.
+    count = visible_gpus(env) if options.torchrun else 0
+    command = _collect(errors, lambda: program_command(options, env, count))
     if not (image and apptainer and cwd and user and cache and local and command) or errors:
         raise ConfigurationError(errors)
 
@@ -128,29 +130,30 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
             command = recorded_command(command, local, env)
         command = patient_command(command)
     if options.torchrun:
-        from _llm.torchrun import thread_variables, visible_gpus
+        from _llm.torchrun import thread_variables
 
-        for name, value in thread_variables(options, env, visible_gpus(env)).items():
+        for name, value in thread_variables(options, env, count).items():
             variables.setdefault(name, value)
     plan = Plan([*arguments, path, *command], dropped, variables)
     plan.notices = notices
     return plan
 
 
-def program_command(options: Options, env: Mapping[str, str]) -> list[str]:
+def program_command(options: Options, env: Mapping[str, str], count: int) -> list[str]:
     """Return the command to start in the image: the user's own, or torchrun with it.
 
+    count: of the GPUs that a program on this node can use.
     Raises LLMError where torchrun cannot be started this way.
     """
     if not options.torchrun:
         return options.command
-    from _llm.torchrun import check_gpu_counts, torchrun_command, visible_gpus
+    from _llm.torchrun import check_gpu_counts, torchrun_command
 
     # Where llm-run has made the step, it has looked before.
     several = env.get("SLURM_STEP_NUM_NODES", "1") != "1" and options.role != "rank"
     if several and options.processes is None:
         check_gpu_counts(env["SLURM_JOB_ID"], env)
-    return torchrun_command(options, env, visible_gpus(env))
+    return torchrun_command(options, env, count)
 
 
 def choose_image(

@@ -13,7 +13,7 @@ import os
 import sys
 
 from _llm.errors import LLMError
-from _llm.pins import VARIABLE as PINS
+from _llm.lookup import PINS
 from _llm.pins import pin_images, wanted_image
 from _llm.slurm import (
     STEP_LIMIT,

@@ -17,8 +17,7 @@ from _llm import visible
 from _llm.binds import parse_bind
 from _llm.errors import LLMError, report
 from _llm.job_folder import VARIABLES
-from _llm.lookup import find_image, image_folders, is_path
-from _llm.pins import VARIABLE as PINS
+from _llm.lookup import PINS, find_image, image_folders, is_path
 from _llm.pins import pin_images, wanted_image
 from _llm.settings import VARIANTS
 from _llm.slurm import ANSWER_LIMIT, ask, log_stem, need, show_job, submission_environment

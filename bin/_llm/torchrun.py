@@ -150,21 +150,6 @@ def _script(command: list[str]) -> list[str]:
     return ["--no-python", "--", *command]
 
 
-def visible_gpus(env: Mapping[str, str], device_folder: str = "/dev") -> int:
-    """Return how many GPUs a program on this node can use, as Slurm or the device files say."""
-    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
-        visible = env.get(name)
-        if visible is None:
-            continue
-        named = [item for item in visible.split(",") if item.strip() not in ("", "-1")]
-        return 0 if visible.strip() == "NoDevFiles" else len(named)
-    try:
-        files = os.listdir(device_folder)
-    except OSError:
-        return 0
-    return sum(name.startswith("nvidia") and name[6:].isdigit() for name in files)
-
-
 def check_gpu_counts(job: str, env: Mapping[str, str]) -> None:
     """Raise LLMError when the nodes of a job have different numbers of GPUs.
 

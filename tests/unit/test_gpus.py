@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from _llm.gpus import Gpus, find_gpus, variants_for
+from _llm.gpus import Gpus, find_gpus, variants_for, visible_gpus
 
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
 OPEN = (
@@ -95,3 +95,16 @@ def test_nvidia_smi_of_a_login_node_proves_nothing(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "dxg").touch()  # WSL, where only nvidia-smi knows
     assert find_gpus({"PATH": str(tmp_path)}, str(tmp_path)).models == ("NVIDIA H200",)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [("0,1", 2), ("GPU-8f3", 1), ("", 0), ("-1", 0), ("NoDevFiles", 0)]
+)
+def test_gpus_that_a_job_may_use(value: str, count: int) -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": value}) == count
+
+
+def test_gpus_by_their_device_files(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, str(tmp_path)) == 2

@@ -14,7 +14,6 @@ from _llm.torchrun import (
     is_free,
     thread_variables,
     torchrun_command,
-    visible_gpus,
 )
 
 STEP = {
@@ -104,21 +103,6 @@ def test_ports_of_neighbouring_jobs_and_steps_differ() -> None:
         for step in range(5)
     }
     assert len(ports) == 200 and min(ports) >= 20000 and max(ports) < 30000
-
-
-@pytest.mark.parametrize(
-    ("value", "count"), [("0,1", 2), ("GPU-8f3", 1), ("", 0), ("-1", 0), ("NoDevFiles", 0)]
-)
-def test_gpus_that_a_job_may_use(value: str, count: int) -> None:
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": value}) == count
-
-
-def test_gpus_by_their_device_files(tmp_path: object) -> None:
-    from pathlib import Path
-
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        (Path(str(tmp_path)) / name).touch()
-    assert visible_gpus({}, str(tmp_path)) == 2
 
 
 def test_threads_share_the_cores() -> None:

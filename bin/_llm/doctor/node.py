@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from _llm import torchrun
+from _llm import gpus, torchrun
 from _llm.doctor import collective, network, peers
 from _llm.doctor.context import Context
 from _llm.doctor.conversation import HELLO_SECONDS
@@ -43,7 +43,7 @@ def run(context: Context, check: Callable[[], Iterator[list[Finding]]], limit: f
             port=listener.getsockname()[1],
             address=network.address4(interface) if interface else "",
             rendezvous=torchrun.free_port(env),
-            gpus=torchrun.visible_gpus(env),
+            gpus=gpus.visible_gpus(env),
         )
         message = inbox.wait(min(deadline, time.monotonic() + HELLO_SECONDS + 5))
         if message:

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from _llm.debian import sha256_of
+from _llm.files import write_text
 
 NAME = ".manifest.json"
+# Whatever the administrator's umask.
+READABLE = 0o644
 
 
 def fingerprint(path: Path) -> str:
@@ -40,7 +43,8 @@ def write_manifest(folder: Path, **also: Any) -> None:
     """Write down what is in `folder` now; `also` is kept beside the list of files."""
     files = {str(path.relative_to(folder)): fingerprint(path)
              for path in files_in(folder) if path != folder / NAME}
-    write_file(folder / NAME, json.dumps({"files": files, **also}, indent=1) + "\n")
+    text = json.dumps({"files": files, **also}, indent=1) + "\n"
+    write_text(str(folder / NAME), text, READABLE)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -98,20 +102,6 @@ def remove_empty(folder: Path) -> None:
     for parent, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(parent)
-
-
-def write_file(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file so that others see the old one or the whole new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.chmod(mode)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def replace_link(link: Path, target: str) -> None:

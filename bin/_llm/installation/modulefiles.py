@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from _llm.files import write_text
 from _llm.installation import manifest
 from _llm.installation.layout import MODULE, Layout
 from _llm.settings import VARIANTS
@@ -149,7 +150,7 @@ def write_modulefiles(layout: Layout, files: dict[str, str], known: dict[str, st
                 aside = free_name(path.with_name("." + name))
                 path.rename(aside)
                 said.append(f"{path} differed from ours; it is now {aside.name}")
-        manifest.write_file(path, text)
+        write_text(str(path), text, manifest.READABLE)
     return said
 
 
@@ -178,6 +179,6 @@ def write_default(layout: Layout, version: str) -> None:
     """Let `module load llm` mean this version; "" removes the choice."""
     for name, text in render_default(version).items():
         if version:
-            manifest.write_file(layout.modules / name, text)
+            write_text(str(layout.modules / name), text, manifest.READABLE)
         else:
             (layout.modules / name).unlink(missing_ok=True)
