@@ -14,6 +14,8 @@ from llm_run import LLM_RUN, Desk
 from box.cluster import Cluster
 
 TORCH = ("--image", "llm-cpu")
+# os.write() in the programs below: torchrun starts Python with -u, and then print() writes each
+# word by itself, between those of the other ranks.
 ALL_REDUCE = """
 import os, socket, torch
 import torch.distributed as dist
@@ -21,8 +23,9 @@ dist.init_process_group("gloo")
 total = torch.ones(1) * (dist.get_rank() + 1)
 dist.all_reduce(total)
 names = "MASTER_ADDR", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "SLURM_NODEID"
-print("SUM", int(total), dist.get_rank(), dist.get_world_size(), socket.gethostname(),
-      *(os.environ.get(name) for name in names), flush=True)
+words = ["SUM", int(total), dist.get_rank(), dist.get_world_size(), socket.gethostname()]
+words += [os.environ.get(name) for name in names]
+os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 dist.destroy_process_group()
 """
 
@@ -56,7 +59,7 @@ def test_a_rank_that_dies_ends_the_job_with_its_error(cluster: Cluster, desk: De
     script = desk.write(
         "die.py",
         "import os, time\n"
-        "print('rank', os.environ['RANK'], flush=True)\n"
+        "os.write(1, ('rank ' + os.environ['RANK'] + '\\n').encode())\n"
         "if os.environ['RANK'] == '1':\n    raise RuntimeError('rank one is lost')\n"
         "time.sleep(600)\n",
     )
@@ -109,11 +112,13 @@ def test_a_stop_request_reaches_every_rank(cluster: Cluster, desk: Desk) -> None
         "train.py",
         "import os, sys, time\n"
         "from llm_recipes.stop_signals import declare_unfinished, restarts, stop_requested\n"
-        "print('rank', os.environ['RANK'], 'start', restarts(), flush=True)\n"
+        "def say(what):\n"
+        "    os.write(1, f\"rank {os.environ['RANK']} {what}\\n\".encode())\n"
+        "say(f'start {restarts()}')\n"
         "while not restarts():\n"
         "    time.sleep(0.5)\n"
         "    if stop_requested():\n"
-        "        print('rank', os.environ['RANK'], 'leaves', flush=True)\n"
+        "        say('leaves')\n"
         "        declare_unfinished()\n"
         "        break\n",
     )
@@ -129,6 +134,5 @@ def test_a_stop_request_reaches_every_rank(cluster: Cluster, desk: Desk) -> None
     cluster.wait(job, "COMPLETED", 400)
     first = desk.read(f"logs/train-{job}.r0.log")
     assert sorted(re.findall(r"rank (\d) leaves", first)) == list("0123"), first
-    assert sorted(re.findall(r"rank (\d) start 1", desk.read(f"logs/train-{job}.r1.log"))) == list(
-        "0123"
-    )
+    second = desk.read(f"logs/train-{job}.r1.log")
+    assert sorted(re.findall(r"rank (\d) start 1", second)) == list("0123"), second
