@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 HOME = Path(__file__).resolve().parent.parent
+
+# `make test &` in a script starts with Ctrl-C ignored, and every program inherits that; those that
+# the tests interrupt need the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def image_path(name: str, variant: str) -> Path:
