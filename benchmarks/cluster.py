@@ -43,12 +43,15 @@ STAY_S = 0.25
 
 
 def start_s(cluster: Cluster, tasks: int, command: list[str]) -> float:
-    """Return the seconds from srun until the last of `tasks` tasks runs; nan where one failed."""
+    """Return the seconds from srun until the last of `tasks` tasks runs.
+
+    Raises CalledProcessError where one failed.
+    """
     program = ["sh", "-c", f"date +%s.%N; sleep {tasks * STAY_S}"]
     begin = time.time()
-    done = cluster.run(["srun", "--nodes=1", f"--ntasks={tasks}", *command, *program], timeout=300)
-    times = [float(line) for line in done.stdout.split()]
-    return max(times) - begin if done.returncode == 0 and len(times) == tasks else float("nan")
+    words = ["srun", "--nodes=1", f"--ntasks={tasks}", *command, *program]
+    done = cluster.run(words, timeout=300, check=True)
+    return max(float(line) for line in done.stdout.split()) - begin
 
 
 def measure_tasks(cluster: Cluster, runs: int) -> list[dict[str, Any]]:

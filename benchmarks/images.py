@@ -10,7 +10,6 @@ llama.cpp of the cache, and then `llm` again with one line of its Python lock ch
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -18,6 +17,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from results import write_json
 
 HOME = Path(__file__).resolve().parents[1]
 SIZE_LIMIT_GB = 1.0
@@ -72,8 +73,7 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key}: {value:.2f}" if isinstance(value, float) else f"{key}: {value}")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

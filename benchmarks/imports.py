@@ -9,7 +9,6 @@ bytecode, on the host's Python of the image's version.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from results import write_json
 
 HOME = Path(__file__).resolve().parents[1]
 LLM = HOME / "containers/llm"
@@ -97,8 +98,7 @@ def main() -> None:
           f"| {result['image_s']:.2f} s | {result['host_s']:.2f} s | {result['ratio']:.2f} "
           f"| {LIMIT} | {GOAL} |")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

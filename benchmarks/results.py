@@ -9,7 +9,8 @@ from typing import Any
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result whole or not at all; an earlier one is replaced."""
+    """Write a result whole or not at all, its folder too; an earlier one is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -9,8 +9,9 @@ results=build/benchmarks
 mkdir -p "$results"
 passed=0
 python3 benchmarks/launch.py --json "$results/launch.json" || passed=$?
-python3 benchmarks/modules.py --json "$results/modules.json"
-[ "$(id -u)" != 0 ] || python3 benchmarks/cluster.py --json "$results/cluster.json"
+# Status 2: this machine lacks what they need, and they have said so.
+python3 benchmarks/modules.py --json "$results/modules.json" || [ $? = 2 ]
+[ "$(id -u)" != 0 ] || python3 benchmarks/cluster.py --json "$results/cluster.json" || [ $? = 2 ]
 python3 benchmarks/imports.py --json "$results/imports.json"
 python3 benchmarks/images.py --clean true --json "$results/images.json"
 python3 benchmarks/squashfs.py --json "$results/squashfs.json"

@@ -10,7 +10,6 @@ Files are packed in the order in which they are read, except where the row says 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from results import write_json
 
 HOME = Path(__file__).resolve().parents[1]
 SETTINGS = {
@@ -93,9 +94,7 @@ def main() -> None:
         print(f"| {name} | {row['bytes'] / 1e6:.0f} MB | {row['pack_s']:.0f} s "
               f"| {row['import_s']:.2f} s |")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"benchmark": "squashfs", "rows": rows}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, {"benchmark": "squashfs", "rows": rows})
 
 
 if __name__ == "__main__":

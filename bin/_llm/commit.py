@@ -11,23 +11,16 @@ import os
 
 def read_commit(home: str) -> str:
     """Return the commit of the checkout or installation `home`, 40 hexadecimal digits, or ""."""
-    return _checked_out(home) or _installed(home)
+    return _checked_out(home) or _installed(home)[0]
 
 
-def _installed(home: str) -> str:
+def _installed(home: str) -> tuple[str, bool | None]:
     """Return what `make install` wrote down: the commit, and `changed` if it installed changes."""
     try:
-        commit, *_ = [*_read(os.path.join(home, ".commit")).split(), ""]
+        commit, _, word = _read(os.path.join(home, ".commit")).partition(" ")
     except OSError:
-        return ""
-    return "" if commit.strip("0123456789abcdef") else commit
-
-
-def _installed_changes(home: str) -> bool | None:
-    try:
-        return True if _read(os.path.join(home, ".commit")).endswith(" changed") else None
-    except OSError:
-        return None
+        return "", None
+    return "" if commit.strip("0123456789abcdef") else commit, word == "changed" or None
 
 
 def _checked_out(home: str) -> str:
@@ -60,7 +53,7 @@ def has_changes(home: str, subfolders: tuple[str, ...] = ("bin/", "recipes/")) -
         with open(os.path.join(folder, "index"), "rb") as file:
             data = file.read()
     except OSError:
-        return _installed_changes(home)
+        return _installed(home)[1]
     number = int.from_bytes
     if data[:4] != b"DIRC" or number(data[4:8], "big") not in (2, 3):
         return None

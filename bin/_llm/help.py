@@ -89,12 +89,12 @@ exit status: 2 when llm-run itself found a mistake, otherwise that of COMMAND (o
 highest)."""
 
 
-def version_text(version: str, home: str) -> str:
+def version_text(program: str, version: str, home: str) -> str:
     """Return the version and, in a checkout, the commit and whether files were changed since."""
     commit = read_commit(home)
     if not commit:
-        return f"llm-run {version}"
-    return f"llm-run {version} (commit {commit[:12]}{', changed' if has_changes(home) else ''})"
+        return f"{program} {version}"
+    return f"{program} {version} (commit {commit[:12]}{', changed' if has_changes(home) else ''})"
 
 
 def config_text(settings: Settings) -> str:

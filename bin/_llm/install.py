@@ -23,7 +23,7 @@ from _llm.installation import build, manifest, modulefiles, tools
 from _llm.installation.layout import MODULE, Layout, make_folders, version_order
 from _llm.run import VERSION
 from _llm.settings import VARIANTS, load_settings
-from _llm.sites import profile_folders
+from _llm.sites import profile_names
 
 HOME = Path(__file__).resolve().parent.parent.parent
 
@@ -201,9 +201,8 @@ def report_result(layout: Layout, done: Path) -> list[str]:
                     "MODULEPATH=/path/without/spaces avoids that")
     said += [f"note: users can't reach {folder}: its mode is {mode:o}"
              for folder, mode in closed_folders(layout.prefix, layout.modules)]
-    shipped = [name[:-4] for folder in profile_folders(str(done)) if os.path.isdir(folder)
-               for name in os.listdir(folder) if name.endswith(".ini")]
-    said += [f"{layout.link} is ready (commit {text[0][:12]}, {len(set(shipped))} site profiles)",
+    profiles = len(profile_names(str(done)))
+    said += [f"{layout.link} is ready (commit {text[0][:12]}, {profiles} site profiles)",
              f"users type: module use {shlex.quote(str(layout.modulepath))}; module load {MODULE}",
              f"images belong in {layout.images}: LLM_IMAGE_DIR={shlex.quote(str(layout.images))} "
              "make image"]

@@ -11,7 +11,8 @@ llm_start() {
     shift
     llm_main=${llm_bin:-$llm_home/bin}/_llm/main.py
     if [ "$llm_program" = llm-doctor ]; then # it says what is kept out
-        export LLM_DOCTOR_KEPT_OUT="${LD_PRELOAD:+LD_PRELOAD }${LD_AUDIT:+LD_AUDIT }${LD_LIBRARY_PATH:+LD_LIBRARY_PATH}"
+        # With --job the copies on the nodes inherit what the first one has kept out.
+        export LLM_DOCTOR_KEPT_OUT="${LLM_DOCTOR_KEPT_OUT:+$LLM_DOCTOR_KEPT_OUT }${LD_PRELOAD:+LD_PRELOAD }${LD_AUDIT:+LD_AUDIT }${LD_LIBRARY_PATH:+LD_LIBRARY_PATH}"
     fi
     # A library that a user preloads into programs must not break this one; the program itself does
     # not get it either (isolation).

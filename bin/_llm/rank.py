@@ -15,7 +15,7 @@ from _llm.binds import Bind, parse_bind
 from _llm.errors import LLMError, make_command
 from _llm.facts import image_facts
 from _llm.gpus import Gpus, find_gpus, variants_for, visible_gpus
-from _llm.lookup import PINS, Image, find_image, image_folders, read_pins, split_name
+from _llm.lookup import PINS, Image, find_image, image_folders, is_path, read_pins, split_name
 from _llm.settings import VARIANTS
 from _llm.unpack import runnable_path
 
@@ -199,7 +199,7 @@ def _check_gpu_use(
             f"GPU of this node: {gpus}",
             build if best[0] != "cpu" else "choose another image: llm-run --gpu --image NAME ...",
         )
-    elif gpus.usable and not split_name(wanted)[1] and "/" not in wanted:
+    elif gpus.usable and not split_name(wanted)[1] and not is_path(wanted):
         if best[0] != "cpu":
             notices.append(f"{idle}: only {image.name}-cpu is built. For the GPU: {build}")
         elif gpus.kind == "nvidia":

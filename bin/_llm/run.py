@@ -122,7 +122,7 @@ def _inform(options: Options, home: str) -> int:
     if options.information == "--help":
         print(HELP)
     elif options.information == "--version":
-        print(version_text(VERSION, home))
+        print(version_text("llm-run", VERSION, home))
     else:
         print(f"llm-run: no command given\n\n{USAGE}", file=sys.stderr)
         return 2

@@ -92,10 +92,15 @@ def submission_environment(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def number(env: Mapping[str, str], name: str, otherwise: int) -> int:
+    """Return the number that a variable holds, `otherwise` where it is unset or holds none."""
+    text = env.get(name, "")
+    return int(text) if text.isdigit() else otherwise
+
+
 def job_nodes(env: Mapping[str, str]) -> int:
     """Return the number of nodes of the job that `env` belongs to."""
-    text = env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES") or "1"
-    return int(text) if text.isdigit() else 1
+    return number(env, "SLURM_JOB_NUM_NODES", number(env, "SLURM_NNODES", 1))
 
 
 def expand_nodes(text: str) -> list[str]:
@@ -140,10 +145,16 @@ def _numbers(text: str, whole: str) -> list[str]:
     return found
 
 
-def ask(command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+def ask(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    script: str = "",
+    limit: float | None = ANSWER_LIMIT,
+) -> tuple[int, str, str]:
     """Run one of Slurm's programs; return exit status, output and what it complained about.
 
-    Status 124 stands for no answer within ANSWER_LIMIT seconds.
+    script: its standard input. limit: in seconds, None for none. Status 124 stands for no answer
+    within it.
     """
     import subprocess
 
@@ -151,18 +162,17 @@ def ask(command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
         done = subprocess.run(
             command,
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            input=os.fsencode(script),
             capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=ANSWER_LIMIT,
+            timeout=limit,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return 124, "", f"no answer within {ANSWER_LIMIT} s"
+        return 124, "", f"no answer within {limit} s"
     except OSError as error:
         return 127, "", error.strerror or str(error)
-    return done.returncode, done.stdout, done.stderr.strip()
+    output, complaint = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+    return done.returncode, output, complaint.strip()
 
 
 def show_job(job: str, env: Mapping[str, str], details: bool = False) -> dict[str, str]:

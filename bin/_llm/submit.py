@@ -20,7 +20,7 @@ from _llm.job_folder import VARIABLES
 from _llm.lookup import PINS, find_image, image_folders, is_path
 from _llm.pins import pin_images, wanted_image
 from _llm.settings import VARIANTS
-from _llm.slurm import ANSWER_LIMIT, ask, log_stem, need, show_job, submission_environment
+from _llm.slurm import ask, log_stem, need, show_job, submission_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Job:
 def submit(options: Options, settings: Settings, env: Mapping[str, str], home: str) -> int:
     """Submit the command as a job, or with --dry-run show what would be; return an exit status."""
     clean = {n: v for n, v in submission_environment(env).items() if n not in VARIABLES}
-    errors = check(options, settings, env, home)
+    errors = check(options, settings, clean, home)
     job = render(options, settings, clean, home)
     errors += _make_log_folder(job.log_folder, dry_run=options.dry_run)
     sbatch = ""
@@ -217,7 +217,7 @@ def _make_log_folder(folder: str, dry_run: bool) -> list[LLMError]:
 
 def _test(sbatch: str, job: Job, env: Mapping[str, str]) -> LLMError | None:
     """Let Slurm check the job without submitting it; return what it has against it."""
-    status, _, complaint = _run_sbatch([sbatch, "--test-only", *job.arguments], job, env)
+    status, _, complaint = ask([sbatch, "--test-only", *job.arguments], env, job.script)
     if not status:
         return None
     said = [line.partition("error: ")[2] or line for line in complaint.splitlines()]
@@ -241,7 +241,8 @@ def _submit(sbatch: str, job: Job, env: Mapping[str, str]) -> tuple[str, int]:
     Raises LLMError when Slurm refuses it.
     """
     words = [word for word in job.arguments if word != "--parsable"]
-    status, output, complaint = _run_sbatch([sbatch, "--parsable", *words], job, env, waits=True)
+    # sbatch --wait stays until the job is over.
+    status, output, complaint = ask([sbatch, "--parsable", *words], env, job.script, limit=None)
     number = output.strip().partition(";")[0]
     if not number.isdigit():
         raise LLMError(
@@ -252,26 +253,6 @@ def _submit(sbatch: str, job: Job, env: Mapping[str, str]) -> tuple[str, int]:
     if complaint:
         print(complaint, file=sys.stderr)
     return number, status
-
-
-def _run_sbatch(
-    command: list[str], job: Job, env: Mapping[str, str], waits: bool = False
-) -> tuple[int, str, str]:
-    import subprocess
-
-    try:
-        done = subprocess.run(
-            command,
-            env=dict(env),
-            input=os.fsencode(job.script),
-            capture_output=True,
-            # sbatch --wait stays until the job is over.
-            timeout=None if waits else ANSWER_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return 124, "", f"no answer within {ANSWER_LIMIT} s"
-    return done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr).strip()
 
 
 def _tell(number: str, job: Job, array: bool, env: Mapping[str, str]) -> None:

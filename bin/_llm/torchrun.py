@@ -14,7 +14,7 @@ import os
 import socket
 
 from _llm.errors import LLMError
-from _llm.slurm import expand_nodes, gpus_of_nodes, show_job
+from _llm.slurm import expand_nodes, gpus_of_nodes, number, show_job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def torchrun_command(options: Options, env: Mapping[str, str], gpus: int) -> lis
     gpus: of this node. Raises LLMError where the step has several tasks a node.
     """
     in_step = options.launch != "local" and env.get("SLURM_STEP_ID", "").isdigit()
-    nodes = _number(env, "SLURM_STEP_NUM_NODES") if in_step else 1
+    nodes = number(env, "SLURM_STEP_NUM_NODES", 1) if in_step else 1
     processes = options.processes or gpus or 1
     words = [*SHELL, f"--nproc-per-node={processes}"]
     if options.max_restarts is not None:
@@ -52,13 +52,8 @@ def torchrun_command(options: Options, env: Mapping[str, str], gpus: int) -> lis
     return words + _script(options.command)
 
 
-def _number(env: Mapping[str, str], name: str, otherwise: int = 1) -> int:
-    text = env.get(name, "")
-    return int(text) if text.isdigit() else otherwise
-
-
 def _rendezvous(env: Mapping[str, str], nodes: int) -> list[str]:
-    tasks = _number(env, "SLURM_STEP_NUM_TASKS", nodes)
+    tasks = number(env, "SLURM_STEP_NUM_TASKS", nodes)
     if tasks != nodes:
         raise LLMError(
             f"--torchrun wants one task a node, and this step has {tasks} on {nodes} nodes",
@@ -102,7 +97,7 @@ def choose_port(env: Mapping[str, str]) -> int:
     Every node has to come to the same one by itself, so it follows from the ids; prime factors keep
     the steps of neighbouring jobs apart.
     """
-    job, step = _number(env, "SLURM_JOB_ID", 0), _number(env, "SLURM_STEP_ID", 0)
+    job, step = number(env, "SLURM_JOB_ID", 0), number(env, "SLURM_STEP_ID", 0)
     return FIRST_PORT + (job * 61 + step * 7) % PORTS
 
 

@@ -16,36 +16,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from llm_run import Desk
 
 from box.cgroups import find_version
-from box.cluster import Cluster, clean
+from box.cluster import Cluster
 from box.host import user_folders
 from box.requirements import missing
 from box.settings import Box
 
-# Another system's folder to take Slurm from: make test-cluster ROOT=FOLDER
+# Another system's folder to take Slurm from: make test-cluster SUITE=trixie
 ROOT = os.environ.get("LLM_BOX_ROOT", "")
 
 
 @pytest.fixture(scope="session")
-def box_state() -> Iterator[Path]:
-    """A state folder for a box: not below /tmp, of which each node has its own."""
-    folder = tempfile.mkdtemp(prefix="llm-box-test-", dir="/var/tmp")
-    yield Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def cluster(box_state: Path) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A running box with four nodes. It ends with pytest, even if that is killed."""
     lacking = missing(ROOT)
     if lacking:
         pytest.skip(lacking)
     images, apptainer = user_folders()
-    box = Box(state=str(box_state), nodes=4, images=images, apptainer=apptainer,
+    # Not below /tmp, of which each node has its own.
+    state = tempfile.mkdtemp(prefix="llm-box-test-", dir="/var/tmp")
+    box = Box(state=state, nodes=4, images=images, apptainer=apptainer,
               cgroups=find_version(), root=ROOT)  # fmt: skip
-    running = Cluster.up(box, attached=True)
-    yield running
-    running.down()
-    clean(box.state, everything=True)
+    try:
+        running = Cluster.up(box, attached=True)
+        yield running
+        running.down()
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

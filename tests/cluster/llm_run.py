@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from box.cluster import Cluster
@@ -75,9 +76,11 @@ class Desk:
         assert job.isdigit(), done.stderr
         return job, self.read(f"{job}.out") if wait else ""
 
-    def submit(self, *words: str, timeout: float = 120) -> str:
+    def submit(
+        self, *words: str, image: Sequence[str] = SMALL, env: dict[str, str] | None = None
+    ) -> str:
         """Submit by `llm-run --submit WORDS...`; return the job id."""
-        done = self.run([LLM_RUN, "--submit", *SMALL, *words], timeout=timeout)
+        done = self.run([LLM_RUN, "--submit", *image, *words], env=env)
         found = re.search(r"Submitted batch job (\d+)", done.stdout)
         assert found, done.stderr
         return found.group(1)
@@ -85,6 +88,16 @@ class Desk:
     def read(self, name: str) -> str:
         """Return what a file holds."""
         return (self.folder / name).read_text(encoding="utf-8", errors="replace")
+
+    def wait_for_text(self, name: str, words: str = "", timeout: float = 30) -> str:
+        """Wait until a file holds something, and these words; return its text."""
+
+        def look() -> str:
+            return self.read(name) if (self.folder / name).exists() else ""
+
+        return self.cluster.wait_until(
+            look, lambda text: text != "" and words in text, timeout, f"no '{words}' in {name}"
+        )
 
     def terminal(self, command: str, typed: str = "", timeout: float = 60) -> str:
         """Run a command on a pseudo-terminal and type into it; return what the screen shows."""

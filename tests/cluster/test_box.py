@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from box.cgroups import find_version
+from box.cgroups import box_folders, find_version
 from box.cluster import BoxError, Cluster, clean, is_up
 from box.mounts import closed_folder_above
 from box.requirements import missing
@@ -205,14 +205,14 @@ def traces(state: str) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            text = (process / "cmdline").read_text() + (process / "environ").read_text("latin-1")
-            text += os.readlink(process / "cwd") + (process / "mountinfo").read_text()
+            files = [process / name for name in ("cmdline", "environ", "mountinfo")]
+            data = b"".join(file.read_bytes() for file in files)
+            data += os.fsencode(os.readlink(process / "cwd"))
         except OSError:
             continue
-        if state in text or state.replace(" ", "\\040") in text:
-            found.append(f"{process}: {text[:200]}")
-    name = Box(state=state).cgroup_name
-    found += [str(group) for group in Path("/sys/fs/cgroup").glob(f"**/{name}")]
+        if any(os.fsencode(name) in data for name in (state, state.replace(" ", "\\040"))):
+            found.append(f"{process}: {data[:200]!r}")
+    found += [folder for folder in box_folders(Box(state=state)) if os.path.isdir(folder)]
     return found + [f"link {name}" for name in os.listdir("/sys/class/net") if name != "lo"]
 
 

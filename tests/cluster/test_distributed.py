@@ -122,15 +122,9 @@ def test_a_stop_request_reaches_every_rank(cluster: Cluster, desk: Desk) -> None
         "        declare_unfinished()\n"
         "        break\n",
     )
-    words = ["--image", "llm-cpu", "--submit", "--requeue", "--torchrun", "--nodes=2"]
-    env = {"LLM_LOCAL_DIR": str(cluster.shared)}
-    done = desk.run(
-        [LLM_RUN, *words, "--nproc-per-node=2", "--time=2", "--stop-before=80", "--", script],
-        env=env,
-    )
-    found = re.search(r"Submitted batch job (\d+)", done.stdout)
-    assert found, done.stderr
-    job = found.group(1)
+    words = ["--requeue", "--torchrun", "--nodes=2", "--nproc-per-node=2"]
+    words += ["--time=2", "--stop-before=80", "--", script]
+    job = desk.submit(*words, image=TORCH, env={"LLM_LOCAL_DIR": str(cluster.shared)})
     cluster.wait(job, "COMPLETED", 400)
     first = desk.read(f"logs/train-{job}.r0.log")
     assert sorted(re.findall(r"rank (\d) leaves", first)) == list("0123"), first

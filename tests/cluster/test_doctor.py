@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,13 +39,6 @@ def left_over(desk: Desk) -> str:
     """What a run may have left: files of ours in any folder of the user, and processes."""
     look = "find ~ /tmp /dev/shm -name '.llm-doctor-*'; pgrep -af bin/[l]lm-doctor"
     return desk.run(["srun", "--nodes=4", "sh", "-c", look]).stdout
-
-
-def wait_for(look: Callable[[], object], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -148,7 +141,7 @@ def test_a_node_without_a_cable(cluster: Cluster, desk: Desk) -> None:
     command = shlex.join([DOCTOR, "--job", *SMALL, "--json", "--limit", "60"])
     job = f"touch started; while [ ! -e cut ]; do sleep 0.1; done; {command}"
     with started(desk, "salloc", "--nodes=4", "--no-kill", "sh", "-c", job) as process:
-        wait_for(lambda: (desk.folder / "started").exists(), "the job to start")
+        desk.cluster.wait_until((desk.folder / "started").exists, bool, 60, "the job did not start")
         cluster.cut("n3")
         desk.run("touch cut", check=True)
         out, errors = process.communicate(timeout=90)
@@ -167,7 +160,9 @@ def test_gpus_that_slurm_counts_and_nobody_sees(desk: Desk) -> None:
 def test_a_job_that_is_stopped_leaves_nothing(cluster: Cluster, desk: Desk) -> None:
     job = f"{DOCTOR} --job & echo $! > id; wait $!; echo $? > status; squeue --noheader --steps"
     with started(desk, "salloc", "--nodes=4", "bash", "-c", job) as process:
-        wait_for(lambda: list(desk.folder.glob(".llm-doctor-*")), "its files")
+        desk.cluster.wait_until(
+            lambda: list(desk.folder.glob(".llm-doctor-*")), bool, 60, "its files did not appear"
+        )
         desk.run("kill -TERM $(cat id)", check=True)
         out, _ = process.communicate(timeout=60)
     assert desk.read("status").strip() == str(128 + signal.SIGTERM)
@@ -200,7 +195,9 @@ def test_a_file_system_that_hangs(cluster: Cluster, desk: Desk) -> None:
     # As root, because users would need a fusermount with root's rights.
     with started(desk, "sh", "-c", f"echo $$ > id; exec {shlex.join(mount)}", user=False):
         try:
-            wait_for(lambda: "one" in desk.run("ls mnt").stdout, "the mount")
+            desk.cluster.wait_until(
+                lambda: desk.run("ls mnt").stdout, lambda names: "one" in names, 60, "no mount"
+            )
             cluster.run([*kill, "STOP"], user=False, cwd=desk.folder, check=True)
             begin = time.monotonic()
             data = {"LLM_DATA_DIR": str(desk.folder / "mnt")}

@@ -200,13 +200,10 @@ def test_a_controller_that_is_away_when_the_program_leaves(cluster: Cluster, des
     desk.run(["chmod", "+x", "scontrol"], check=True)
     script = '[ "$LLM_RESTARTS" = 1 ] || exit 75; echo second'
     env = {"PATH": f"{desk.folder}:/usr/bin:/bin"}
-    words = ["--submit", *SMALL, "--requeue", "--time=5", "--", "sh", "-c", script]
-    done = desk.run([LLM_RUN, *words], env=env)
-    job = done.stdout.split()[3]
-    said = f"logs/sh-{job}.log"
+    job = desk.submit("--requeue", "--time=5", "--", "sh", "-c", script, env=env)
     cluster.wait_until(
-        lambda: (desk.folder / said).exists() and desk.read(said),
-        lambda text: "Unable to contact" in str(text).partition("start 1")[2], 60, "a question",
+        lambda: desk.wait_for_text(f"logs/sh-{job}.log").partition("start 1")[2],
+        lambda text: "Unable to contact" in text, 60, "no question",
     )  # fmt: skip
     desk.run(["touch", "back"], check=True)
     cluster.wait(job, "COMPLETED", 90)

@@ -118,11 +118,12 @@ def test_exit_status_and_output_come_back(desk: Desk) -> None:
 def test_a_busy_allocation_is_said(desk: Desk) -> None:
     script = "\n".join(
         (
-            f"{desk.llm_run('sleep', '9')} & sleep 3",
+            f"{desk.llm_run('sh', '-c', 'touch begun; sleep 60')} &",
+            "while ! [ -e begun ]; do sleep 0.2; done",
             # Slurm lets a waiting srun look again after a minute only, so this one gives up.
-            f"timeout 3 {desk.llm_run('echo', 'second')}",
+            f"timeout 10 {desk.llm_run('echo', 'second')}",
             f"SLURM_OVERLAP=1 {desk.llm_run('echo', 'third')}",
-            "wait",
+            "kill $!",
         )
     )
     done = desk.run(["salloc", "sh", "-c", script])

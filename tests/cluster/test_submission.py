@@ -91,18 +91,10 @@ def test_an_array_has_a_log_for_each_task(desk: Desk) -> None:
 
 def test_a_requeue_keeps_the_logs_of_the_first_start(cluster: Cluster, desk: Desk) -> None:
     job = desk.submit("--requeue", "--", "sh", "-c", "echo start $SLURM_RESTART_COUNT; sleep 20")
-    cluster.wait_until(
-        lambda: (desk.folder / f"logs/sh-{job}.r0.log").exists()
-        and desk.read(f"logs/sh-{job}.r0.log"),
-        bool, 30, "the first log",
-    )  # fmt: skip
+    desk.wait_for_text(f"logs/sh-{job}.r0.log")
     cluster.requeue(job)
     cluster.wait(job, "RUNNING", 60)
-    cluster.wait_until(
-        lambda: (desk.folder / f"logs/sh-{job}.r1.log").exists()
-        and desk.read(f"logs/sh-{job}.r1.log"),
-        bool, 30, "the second log",
-    )  # fmt: skip
+    desk.wait_for_text(f"logs/sh-{job}.r1.log")
     assert re.search("^start$", desk.read(f"logs/sh-{job}.r0.log"), re.MULTILINE)
     assert desk.read(f"logs/sh-{job}.r1.log") == "start 1\n"
     both = desk.read(f"logs/sh-{job}.log")

@@ -18,6 +18,8 @@ from llm_recipes import stop_signals
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LLM_STOP_FILE", "LLM_DEADLINE", "LLM_RESTARTS", "LLM_UNFINISHED_FILE"):
         monkeypatch.delenv(name, raising=False)
+    # No handler in pytest itself, which would ignore SIGTERM from then on.
+    monkeypatch.setattr(stop_signals, "_installed", True)
     monkeypatch.setattr(stop_signals, "_found", False)
     monkeypatch.setattr(stop_signals, "_terminated", False)
     monkeypatch.setattr(stop_signals, "_next_look", 0.0)

@@ -40,7 +40,7 @@ def run(target: str, source: Path, *arguments: str, umask: int = 0o022,
         ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", str(source / "bin/_llm/tool.sh"), target, *arguments], capture_output=True,
-        text=True, check=False, preexec_fn=lambda: os.umask(umask) and None,
+        text=True, check=False, umask=umask,
         env={**os.environ, "LLM_SITE": "nowhere"})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from _llm.options import parse
 from _llm.settings import load_settings
-from _llm.submit import Job, asks_for_gpus, job_title, quoted, render
+from _llm.submit import Job, asks_for_gpus, job_title, quoted, render, submit
 
 
 def rendered(home: Path, env: dict[str, str], profile: str, *words: str) -> Job:
@@ -88,6 +88,17 @@ def test_the_images_of_the_moment_are_written_down(
     one = rendered(home, env, "", "--image", f"{images}/llm-cpu.sif", "--", "x")
     assert f"--image {images}/llm-cpu-0123456789ab.sif" in one.script
     assert "LLM_PINNED_IMAGES" not in one.script
+
+
+def test_the_images_of_another_job_are_no_proof(
+    home: Path, env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From inside a job whose image is there, a job with one that is not."""
+    options = parse(["--submit", "--image", "none", "--dry-run", "--", "x"])
+    settings = load_settings(env, str(home), None, {"container.image": "none"})
+    inside = {**env, "LLM_PINNED_IMAGES": "llm=/images/llm.sif"}
+    assert submit(options, settings, inside, str(home)) == 2
+    assert "'none'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,6 @@ from _llm.doctor.limits import Stage, run_command
 from _llm.doctor.machine import gib
 from _llm.gpus import DRIVER_OF_CUDA12, DRIVER_OF_CUDA13, Gpus, find_gpus
 
-# Major version of CUDA -> oldest driver.
-# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-OLDEST_DRIVER = {11: 450, 12: DRIVER_OF_CUDA12, 13: DRIVER_OF_CUDA13}
 # Major version of CUDA -> oldest compute capability that its compiler and libraries still have:
 # 11 dropped Kepler's 3.0, 12 all of Kepler, 13 Maxwell, Pascal and Volta.
 # https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/ (the notes of 11.0, 12.0 and 13.0)
@@ -84,12 +81,12 @@ def driver(gpus: Gpus) -> list[Finding]:
     major = int(gpus.driver.partition(".")[0] or 0)
     if not major:
         return [Finding("gpu driver", WARN, "its version is unknown", "nvidia-smi, on this node")]
-    fitting = [cuda for cuda, oldest in OLDEST_DRIVER.items() if major >= oldest]
-    if 12 not in fitting:
+    if major < DRIVER_OF_CUDA12:
         text = f"driver {gpus.driver} is too old for every image: CUDA 12 needs {DRIVER_OF_CUDA12}"
         return [Finding("gpu driver", FAIL, text, "an administrator updates the NVIDIA driver")]
-    text = f"driver {gpus.driver} runs CUDA {fitting[-1]} and older"
-    return [Finding("gpu driver", OK, text, data={"newest_cuda": fitting[-1]})]
+    newest = 13 if major >= DRIVER_OF_CUDA13 else 12
+    text = f"driver {gpus.driver} runs CUDA {newest} and older"
+    return [Finding("gpu driver", OK, text, data={"newest_cuda": newest})]
 
 
 def _site_has_gpus(context: Context) -> bool:
@@ -233,6 +230,8 @@ def architecture_fault(
     text = f"the image has no code for {name} (it has {', '.join(built_for)})"
     if capability < OLDEST_CAPABILITY.get(major, (0, 0)):
         fix = "CUDA 12 still has it: make image VARIANT=cuda12; llm-run --image llm-cuda12 COMMAND"
+        if capability < OLDEST_CAPABILITY[12]:
+            fix = "no image can use it: llm-run --no-gpu COMMAND"
         return f"{text}: CUDA {major} dropped it", fix
     first = FIRST_CUDA.get(capability)
     if first and tuple(int(part) for part in cuda.split(".")[:2]) < first:

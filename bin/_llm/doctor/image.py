@@ -13,7 +13,7 @@ from _llm.doctor.machine import gib
 from _llm.doctor.sif import DamagedError, check_whole, checksum
 from _llm.errors import make_command
 from _llm.gpus import find_gpus, variants_for
-from _llm.lookup import split_name
+from _llm.lookup import is_path, split_name
 from _llm.rank import choose_image
 
 
@@ -26,7 +26,7 @@ def image(context: Context, stage: Stage) -> list[Finding]:
     found = choose_image(options, context.settings, gpus, context.home, notices)
     wanted = context.settings.get("container", "image") or "llm"
     why = "the one that was asked for"
-    if found.variant and not split_name(wanted)[1] and "/" not in wanted:
+    if found.variant and not split_name(wanted)[1] and not is_path(wanted):
         why = f"GPU: {gpus}" if gpus.usable else "no usable GPU here"
         best = variants_for(gpus, None)[0]
         why += "" if best == found.variant else f"; {found.name}-{best} is not built"
@@ -34,6 +34,7 @@ def image(context: Context, stage: Stage) -> list[Finding]:
     data["digest"] = found.digest
     text = f"{os.path.basename(found.path)} in {os.path.dirname(found.path)} ({why})"
     results = [Finding("image", OK, text, data=data)]
+    results += [Finding("gpu use", WARN, text) for text in notices]
     if os.path.isdir(found.path):
         return [*results, Finding("image file", OK, "an unpacked image, a folder")]
     stage(f"reading {found.path}")
@@ -44,7 +45,6 @@ def image(context: Context, stage: Stage) -> list[Finding]:
         text = f"{found.path} is cut off or damaged: {error}"
         return [*results, Finding("image file", FAIL, text, f"rm '{found.path}' && {again}")]
     results += [Finding("image file", OK, f"whole, {gib(size)}", data={"bytes": size})]
-    results += [Finding("gpu use", WARN, text) for text in notices]
     if context.hash_image:
         found_sum = checksum(found.path, stage)
         results.append(Finding("image checksum", OK, f"SHA-256 {found_sum}"))

@@ -68,16 +68,10 @@ def tell_basics(question: dict[str, Any]) -> None:
         hidden=hidden_modules(),
         path=[folder for folder in sys.path if folder],
         user_base=site.getuserbase(),
-        python=".".join(str(part) for part in sys.version_info[:3]),
         labels={str(name): str(value) for name, value in labels.items()},
         marks={
             name: look_at(path, reply) for name, (path, reply) in question.get("marks", {}).items()
         },
-        devices=[
-            name
-            for name in ("/dev/infiniband", "/dev/nvidiactl", "/dev/kfd")
-            if os.path.exists(name)
-        ],
     )
 
 
@@ -174,7 +168,6 @@ def tell_torch() -> Any:
         right=right,
         threads=torch.get_num_threads(),
         cuda=torch.version.cuda,
-        hip=torch.version.hip,
         count=count,
         error=fault,
         architectures=torch.cuda.get_arch_list() if count else [],
@@ -251,18 +244,19 @@ def tell_collective(program: list[str], ranks: int, seconds: int) -> None:
             ],
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         for rank in range(ranks)
     ]
-    texts = [process.communicate()[0].decode(errors="replace") for process in started]
-    said = [line for line in texts[0].splitlines() if "NCCL" in line or line.startswith(MARK)]
-    last = (texts[0].strip().splitlines() or [""])[-1]
+    text = started[0].communicate()[0].decode(errors="replace")
+    statuses = [process.wait() for process in started]
+    said = [line for line in text.splitlines() if "NCCL" in line or line.startswith(MARK)]
+    last = (text.strip().splitlines() or [""])[-1]
     say(
         "collective",
         ranks=ranks,
-        status=max(process.returncode for process in started),
+        status=next((status for status in statuses if status), 0),  # one of a signal is negative
         lines=said[:400],
         last=last,
     )

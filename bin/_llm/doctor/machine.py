@@ -16,6 +16,7 @@ from _llm.doctor.finding import FAIL, OK, WARN, Finding, from_error, from_proble
 from _llm.errors import LLMError
 from _llm.gpus import find_gpus
 from _llm.settings import Settings
+from _llm.slurm import number
 from _llm.unpack import is_privileged, is_setuid
 
 # Before it, image files were mounted by setuid installations only.
@@ -96,17 +97,13 @@ def memory_limit(env: Mapping[str, str], root: str = "/") -> int:
 
     root: where to look for proc/ and sys/.
     """
-    limits = [_number(env, "SLURM_MEM_PER_NODE") << 20]
-    limits.append((_number(env, "SLURM_MEM_PER_CPU") << 20) * _number(env, "SLURM_CPUS_ON_NODE"))
+    limits = [number(env, "SLURM_MEM_PER_NODE", 0) << 20]
+    per_core = number(env, "SLURM_MEM_PER_CPU", 0) << 20
+    limits.append(per_core * number(env, "SLURM_CPUS_ON_NODE", 0))
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     limits += [0 if soft == resource.RLIM_INFINITY else soft, *_cgroup_limits(root)]
     smallest = min((limit for limit in limits if limit), default=0)
     return smallest if smallest < memory_bytes() else 0
-
-
-def _number(env: Mapping[str, str], name: str) -> int:
-    text = env.get(name, "")
-    return int(text) if text.isdigit() else 0
 
 
 def _cgroup_limits(root: str) -> list[int]:

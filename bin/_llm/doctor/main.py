@@ -29,7 +29,6 @@ FOLDER_SECONDS = 10.0
 # Folders that users fill.
 QUOTAS = ("working folder", "home", "cache", "scratch")
 HOST_SECONDS = 30.0
-IMAGE_SECONDS = 30.0
 # Kept for the image even where everything else took its time.
 CLEANING_SECONDS = 2.0
 
@@ -110,7 +109,7 @@ def check_node(
         *(_folder_task(place, context, user) for place in places),
         Task(
             "image",
-            max(HOST_SECONDS, 3600.0 if options.checksum else 0),
+            3600.0 if options.checksum else HOST_SECONDS,
             lambda stage: image.image(context, stage),
             "is its file system reachable? LLM_IMAGE_DIR=/where/it/is names another",
         ),
@@ -137,7 +136,7 @@ def check_node(
 def _folder_task(place: storage.Folder, context: Context, user: str) -> Task:
     def probe(stage: Stage) -> list[Finding]:
         found = storage.check_folder(place, context.env, user, context.token, stage)
-        return found + quota.quotas([place] if place.name in QUOTAS else [], context.env, stage)
+        return found + (quota.quota(place, context.env, stage) if place.name in QUOTAS else [])
 
     return Task(
         place.name,
@@ -215,7 +214,7 @@ def _inform(options: Options, home: str) -> int:
         from _llm.help import version_text
         from _llm.run import VERSION
 
-        print(version_text(VERSION, home).replace("llm-run", "llm-doctor", 1))
+        print(version_text("llm-doctor", VERSION, home))
     else:
         print(HELP)
     return 0

@@ -74,19 +74,14 @@ def _interfaces(there: dict[str, dict[str, str]], wanted: str) -> list[Finding]:
     found = [Finding("interfaces", OK, text, measured=", ".join(shown), data=there)]
     if not wanted:
         return found
-    # NCCL and gloo take a list, and NCCL beginnings of names.
-    first = wanted.split(",")[0].lstrip("^=")
-    matching = [name for name in there if name == first or name.startswith(first)]
     fix = "correct [network] interface of the site profile, or LLM_NETWORK_INTERFACE"
-    if not matching:
-        text = f"there is no interface {first} on this node; it has {', '.join(names) or 'none'}"
+    if wanted not in there:
+        text = f"there is no interface {wanted} on this node; it has {', '.join(names) or 'none'}"
         return [*found, Finding("interface", FAIL, text, fix)]
-    if not any(there[name]["address"] for name in matching):
-        text = (
-            f"the interface {matching[0]} has no address ({there[matching[0]]['state'] or 'down'})"
-        )
+    if not there[wanted]["address"]:
+        text = f"the interface {wanted} has no address ({there[wanted]['state'] or 'down'})"
         return [*found, Finding("interface", FAIL, text, fix)]
-    return [*found, Finding("interface", OK, f"{first} of the site profile is there")]
+    return [*found, Finding("interface", OK, f"{wanted} of the site profile is there")]
 
 
 def rdma(root: str = "/") -> list[Finding]:

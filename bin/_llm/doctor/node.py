@@ -38,7 +38,7 @@ def run(context: Context, check: Callable[[], Iterator[list[Finding]]], limit: f
     listener = peers.listen()
     server = peers.serve(listener, limit)
     try:
-        interface = context.settings.get("network", "interface").split(",")[0]
+        interface = context.settings.get("network", "interface")
         tell(
             port=listener.getsockname()[1],
             address=network.address4(interface) if interface else "",

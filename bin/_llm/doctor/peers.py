@@ -25,6 +25,8 @@ from _llm.doctor.network import is_loopback, resolve
 from _llm.doctor.report import some
 
 CONNECT_SECONDS = 5.0
+# One and the same from Python 3.10 on.
+UNANSWERED = (TimeoutError, socket.timeout)
 # All with all up to here; beyond it each node tries its next ones, at growing distances.
 ALL_WITH_ALL = 64
 CLOCK = struct.Struct("!d")
@@ -70,14 +72,11 @@ def serve(listener: socket.socket, seconds: float, clock: Callable[[], float] = 
 
 def chosen(own: str, nodes: Sequence[str]) -> list[str]:
     """The nodes that a node tries to reach: all, or in a large job some near and far ones."""
-    others = [node for node in nodes if node != own]
     if len(nodes) <= ALL_WITH_ALL:
-        return others
+        return [node for node in nodes if node != own]
     start = list(nodes).index(own)
-    steps = [1 << power for power in range(len(nodes).bit_length())]
-    return list(
-        dict.fromkeys(nodes[(start + step) % len(nodes)] for step in steps) - {own: None}.keys()
-    )
+    powers = range((len(nodes) - 1).bit_length())
+    return [nodes[(start + (1 << power)) % len(nodes)] for power in powers]
 
 
 def look(own: str, peers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def _reach(peer: Mapping[str, Any], name: Mapping[str, Any]) -> dict[str, Any]:
                 found.update(_compare_clocks(connection))
         except OSError as error:
             reason = (
-                "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+                "no answer" if isinstance(error, UNANSWERED) else error.strerror or str(error)
             )
             found.setdefault("errors", {})[way] = f"{host}: {reason}"
     return found

@@ -7,7 +7,7 @@ programs of their own, which no two sites have alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from _llm.apptainer import find_program
@@ -22,21 +22,18 @@ ANSWER_SECONDS = 5.0
 NEARLY = 0.9
 
 
-def quotas(folders: Sequence[Folder], env: Mapping[str, str], stage: Stage) -> list[Finding]:
-    """The quota of each folder that has one; nothing where no program tells."""
-    found = []
-    for folder in folders:
-        where = existing(folder.path)
-        stage(f"asking for the quota of {where}")
-        command = _command(where, env)
-        if not command:
-            continue
-        try:
-            done = run_command(command, ANSWER_SECONDS)
-        except (LLMError, OSError):
-            continue  # quotas are often asked for where there are none: no fault of anybody
-        found += read(folder, done.stdout)
-    return found
+def quota(folder: Folder, env: Mapping[str, str], stage: Stage) -> list[Finding]:
+    """The quota of a folder that has one; nothing where no program tells."""
+    where = existing(folder.path)
+    stage(f"asking for the quota of {where}")
+    command = _command(where, env)
+    if not command:
+        return []
+    try:
+        done = run_command(command, ANSWER_SECONDS)
+    except (LLMError, OSError):
+        return []  # quotas are often asked for where there are none: no fault of anybody
+    return read(folder, done.stdout)
 
 
 def _command(where: str, env: Mapping[str, str]) -> list[str]:

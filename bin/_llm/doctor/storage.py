@@ -104,8 +104,7 @@ def check_folder(
     state = "writable" if written else "read only"
     text = f"{path} is on {kind}, {state}{locks}"
     measured = f"{gib(free)} of {gib(total)} free"
-    limit = memory_limit(env)
-    if check == "ramdisk" and limit:
+    if check == "ramdisk" and (limit := memory_limit(env)):
         measured += f"; files there count against the job's {gib(limit)}"
     return [
         Finding(check, OK, text, measured=measured, data={**data, "writable": written}),
@@ -132,9 +131,9 @@ def remove_mark(folder: Folder, token: str) -> None:
 
 def existing(path: str) -> str:
     """The folder itself or, where it is still to be made, the one in which it would be made."""
-    while not os.path.lexists(path) and path != "/":
+    while not os.path.lexists(path) and path not in ("", "/"):
         path = os.path.dirname(path)
-    return path
+    return path or "."
 
 
 def _try_writing(

@@ -19,6 +19,8 @@ from _llm.installation import manifest
 from _llm.installation.layout import Layout
 
 FOLDERS = ("bin", "recipes", "sites", "completions")
+# What is copied or rendered.
+SOURCES = (*FOLDERS, "modules")
 FILES = ("LICENSE",)
 NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*_cache", "*~", ".*.sw?", "local")
 PART = ".part-"
@@ -31,7 +33,6 @@ def make_build(home: Path, layout: Layout) -> Path:
 
     Its final path, which its bytecode names, is `final_path`.
     """
-    layout.builds.mkdir(exist_ok=True)
     prefix = f"{PART}{os.uname().nodename}-{os.getpid()}-{layout.version}-"
     build = Path(tempfile.mkdtemp(prefix=prefix, dir=layout.builds))
     try:
@@ -68,12 +69,12 @@ def final_path(part: Path, layout: Layout) -> Path:
 def has_changes(home: Path) -> bool:
     """Say whether something that is installed differs from the commit that is checked out."""
     done = subprocess.run(
-        ["git", "-C", str(home), "status", "--porcelain", "--", *FOLDERS, "modules"],
+        ["git", "-C", str(home), "status", "--porcelain", "--", *SOURCES],
         capture_output=True, text=True, check=False) if shutil.which("git") else None
     if done and done.returncode == 0:
         return bool(done.stdout.strip())
     # No git, or somebody else's checkout, which git refuses to read.
-    return bool(commit.has_changes(str(home)))
+    return bool(commit.has_changes(str(home), tuple(f"{name}/" for name in SOURCES)))
 
 
 def make_readable(folder: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from _llm.files import write_text
 from _llm.installation import manifest
+from _llm.installation.build import free_name
 from _llm.installation.layout import MODULE, Layout
 from _llm.settings import VARIANTS
 
@@ -139,14 +140,11 @@ def write_modulefiles(layout: Layout, files: dict[str, str], known: dict[str, st
     gets a name that begins with a dot: any other would be a module.
     """
     said = []
-    layout.modules.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         path = layout.modules / name
         if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
             hashed = manifest.fingerprint(path)
             if known.get(str(path), hashed) != hashed:
-                from _llm.installation.build import free_name
-
                 aside = free_name(path.with_name("." + name))
                 path.rename(aside)
                 said.append(f"{path} differed from ours; it is now {aside.name}")

@@ -164,7 +164,6 @@ def _up(options: argparse.Namespace) -> int:
         apptainer=apptainer,
         cgroups=find_version() if options.cgroups == "auto" else "",
         root=os.path.realpath(options.root) if options.root else "",
-        rootless=os.geteuid() != 0,
         slurm=_lines(options.slurm),
     )
     cluster = Cluster.up(box)

@@ -1,6 +1,6 @@
 """The verbs: start a box, run commands in its nodes, break things, stop it.
 
-from box.cluster import Cluster; Cluster.up(state="/var/tmp/llm-box-test").run("sinfo")
+from box.cluster import Cluster; Cluster.up(Box(state="/var/tmp/llm-box-test")).run("sinfo")
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from box import cgroups, settings, slurm_conf
 from box.settings import (
@@ -40,6 +40,8 @@ from box.state import (
     prepare,
     start_supervisor,
 )
+
+Seen = TypeVar("Seen")
 
 
 class Cluster:
@@ -317,7 +319,7 @@ class Cluster:
     def job(self, job: str | int) -> dict[str, str]:
         """Return what `scontrol show job` says. Raises BoxError where there is no such job."""
         text = self.scontrol("--oneliner", "show", "job", str(job)).splitlines()[0]
-        return dict(re.findall(r"(\S+?)=(.*?)(?=\s\S+?=|\s*$)", text))
+        return _fields(text)
 
     def wait(
         self, job: str | int, states: str | Sequence[str], timeout: float = 90
@@ -331,7 +333,7 @@ class Cluster:
     def node(self, node: str) -> dict[str, str]:
         """Return what `scontrol show node` says."""
         text = self.scontrol("--oneliner", "show", "node", node)
-        return dict(re.findall(r"(\S+?)=(.*?)(?=\s\S+?=|\s*$)", text))
+        return _fields(text)
 
     def wait_node(self, node: str, state: str, timeout: float = 90) -> dict[str, str]:
         """Wait until a node's state begins so. Raises BoxError after `timeout` seconds."""
@@ -341,11 +343,11 @@ class Cluster:
 
     def wait_until(
         self,
-        look: Callable[[], dict[str, str]],
-        fits: Callable[[dict[str, str]], bool],
+        look: Callable[[], Seen],
+        fits: Callable[[Seen], bool],
         timeout: float,
         otherwise: str,
-    ) -> dict[str, str]:
+    ) -> Seen:
         """Look again and again. Raises BoxError with what was seen last."""
         deadline = time.monotonic() + timeout
         while True:
@@ -355,6 +357,11 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise BoxError(f"{otherwise} in {timeout:.0f} s: {seen}")
             time.sleep(0.2)
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return the fields of a line of `scontrol --oneliner`."""
+    return dict(re.findall(r"(\S+?)=(.*?)(?=\s\S+?=|\s*$)", text))
 
 
 __all__ = ["BoxError", "Cluster", "clean", "default_state", "is_up"]

@@ -18,9 +18,7 @@ PACKAGES = {
     "ip": "iproute2",
     "tc": "iproute2",
 }
-APT_LINE = "apt-get install --no-install-recommends " + " ".join(
-    ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")
-)
+APT_LINE = "apt-get install --no-install-recommends " + " ".join(dict.fromkeys(PACKAGES.values()))
 
 
 def missing(root: str = "") -> str:

@@ -42,7 +42,7 @@ class Box:
     cgroups: str = ""
     cgroup_folders: list[str] = field(default_factory=list)
     root: str = ""
-    rootless: bool = False
+    rootless: bool = field(default_factory=lambda: os.geteuid() != 0)
     slurm: dict[str, str] = field(default_factory=dict)
 
     @property

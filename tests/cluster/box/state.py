@@ -24,9 +24,9 @@ class BoxError(Exception):
     """Something about the box that its user should know, in a sentence."""
 
 
-def default_state(name: str = "box") -> str:
-    """Return the state folder of a box of this name: not in /tmp, of which nodes have their own."""
-    return f"/var/tmp/llm-{name}-{os.geteuid()}"
+def default_state() -> str:
+    """Return the usual state folder of a box: not in /tmp, of which nodes have their own."""
+    return f"/var/tmp/llm-box-{os.geteuid()}"
 
 
 def is_up(state: str) -> bool:

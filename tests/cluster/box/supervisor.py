@@ -295,8 +295,13 @@ class Supervisor:
         os.waitpid(node.holder, 0)
         del self.nodes[name]
         # The kernel takes the cable away with the node, but later; the name is needed at once.
-        if os.path.exists(f"/proc/sys/net/ipv4/conf/{name}"):
-            self._ip(f"link del {name}")
+        cable = f"/proc/sys/net/ipv4/conf/{name}"
+        try:
+            if os.path.exists(cable):
+                self._ip(f"link del {name}")
+        except CommandError:  # gone in between
+            if os.path.exists(cable):
+                raise
 
     def _restart(self, name: str) -> None:
         if name in self.nodes:
@@ -308,11 +313,11 @@ class Supervisor:
         node = self._running(name)
         inside = ["nsenter", f"--net=/proc/{node.pid}/ns/net"]
         for prefix, device in (([], name), (inside, "eth0")):
-            subprocess.run(
-                [*prefix, "tc", "qdisc", "del", "dev", device, "root"], capture_output=True
-            )
+            change = [*prefix, "tc", "qdisc"]
             if rate:
                 shape = ["root", "tbf", "rate", rate, "burst", "128kb", "latency", "100ms"]
-                self._run(*prefix, "tc", "qdisc", "add", "dev", device, *shape)
+                self._run(*change, "replace", "dev", device, *shape)
+            else:
+                subprocess.run([*change, "del", "dev", device, "root"], capture_output=True)
         node.speed = rate
 

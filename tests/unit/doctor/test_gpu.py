@@ -104,6 +104,7 @@ def test_health() -> None:
         ((13, 0), CUDA13, "13.0", ""),  # the driver compiles compute_120
         ((7, 0), CUDA13, "13.0", "CUDA 13 dropped it"),
         ((6, 1), ["sm_70", "sm_80"], "12.6", "the image has no code for sm_61"),
+        ((3, 7), ["sm_50", "sm_60"], "12.6", "CUDA 12 dropped it"),
         ((12, 0), ["sm_80", "sm_90"], "12.6", "it came with CUDA 12.8"),
         ((9, 0), ["sm_80", "sm_90a"], "12.6", ""),
     ],
@@ -113,6 +114,12 @@ def test_architecture(
 ) -> None:
     fault = gpu.architecture_fault(capability, built_for, cuda)
     assert (words in fault[0] and fault[1]) if words else fault is None
+
+
+def test_no_advice_to_build_what_cannot_help() -> None:
+    for capability, built_for, cuda in (((3, 7), ["sm_50"], "12.6"), ((3, 5), CUDA13, "13.0")):
+        fault = gpu.architecture_fault(capability, built_for, cuda)
+        assert fault and "cuda12" not in fault[1] and "--no-gpu" in fault[1]
 
 
 def torch_answers(**changes: Any) -> dict[str, list[dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from pathlib import Path
 
@@ -58,7 +57,10 @@ def test_interfaces_of_this_machine() -> None:
     assert there["lo"]["address"] == "127.0.0.1"
 
 
-@pytest.mark.parametrize(("wanted", "status"), [("lo", OK), ("ib7", FAIL), ("", None)])
+# llm-run gives gloo and NCCL the one interface of this name, or nothing.
+@pytest.mark.parametrize(
+    ("wanted", "status"), [("lo", OK), ("ib7", FAIL), ("l", FAIL), ("lo,ib7", FAIL), ("", None)]
+)
 def test_the_sites_interface(
     home: Path, env: dict[str, str], wanted: str, status: str | None
 ) -> None:
@@ -67,7 +69,7 @@ def test_the_sites_interface(
     assert (found["interface"].status if "interface" in found else None) == status
 
 
-def test_an_interface_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interface_without_an_address() -> None:
     there = {"ib0": {"address": "", "state": "down", "speed": ""}}
     found = network._interfaces(there, "ib0")
     assert found[1].status == FAIL and "ib0 has no address (down)" in found[1].text
@@ -101,4 +103,3 @@ def test_resolve_is_the_systems() -> None:
     assert network.is_loopback(network.resolve("localhost")[0])
     with pytest.raises(OSError):
         network.resolve("no-such-host.invalid")
-    assert os.path.exists("/proc/net/if_inet6") or network.interfaces()

@@ -43,10 +43,10 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, na
     program.chmod(0o755)
     monkeypatch.setattr(quota, "file_system_of", lambda path: kind)
     folder = Folder("cache", str(tmp_path / "not yet"), "fix")
-    (found,) = quota.quotas([folder], {"PATH": f"{tmp_path}:/bin"}, lambda text: None)
+    (found,) = quota.quota(folder, {"PATH": f"{tmp_path}:/bin"}, lambda text: None)
     assert found.status == FAIL
     assert (tmp_path / "asked").read_text(encoding="utf-8").strip().endswith(str(tmp_path))
-    assert quota.quotas([folder], {"PATH": "/nonexistent"}, lambda text: None) == []
+    assert quota.quota(folder, {"PATH": "/nonexistent"}, lambda text: None) == []
 
 
 def test_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,4 +54,4 @@ def test_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "quota").chmod(0o755)
     monkeypatch.setattr(quota, "ANSWER_SECONDS", 0.2)
     env = {"PATH": f"{tmp_path}:/bin"}
-    assert quota.quotas([Folder("home", str(tmp_path), "")], env, lambda text: None) == []
+    assert quota.quota(Folder("home", str(tmp_path), ""), env, lambda text: None) == []

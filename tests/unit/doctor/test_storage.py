@@ -141,3 +141,9 @@ def test_folders(home: Path, env: dict[str, str], tmp_path: Path) -> None:
     assert found[str(tmp_path)].name == "working folder"
     assert found[str(tmp_path)].needs == ALL and "LLM_CACHE_DIR" in found[str(tmp_path)].fix
     assert {"/m1", "/m2", "/t", "/dev/shm", env["HOME"]} <= set(found)
+
+
+def test_the_existing_parent_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.existing(f"{tmp_path}/a/b") == str(tmp_path)
+    assert storage.existing("no such/folder") == "."
