@@ -41,7 +41,7 @@ options =
 def test_the_profile_s_resources(home: Path, env: dict[str, str]) -> None:
     job = rendered(home, env, PROFILE, "--nodes=2", "-c", "8", "--", "python", "a/train.v2.py")
     assert headers(job) == [
-        "--job-name=train", f"--output={Path.cwd()}/logs/%x-%j.log", "--open-mode=append",
+        "--job-name=train", quoted(f"--output={Path.cwd()}/logs/%x-%j.log"), "--open-mode=append",
         "--partition=research", "--account=abc123", "--time=0-10:00:00",
         "--mem=32G", "--mail-type=FAIL",
     ]  # fmt: skip
@@ -58,7 +58,7 @@ def test_jobs_with_gpus_have_their_own_partition(home: Path, env: dict[str, str]
 def test_requeue_and_arrays(home: Path, env: dict[str, str]) -> None:
     job = rendered(home, env, "", "--requeue", "--stop-before=90", "--array=1-3", "--", "x")
     assert "--signal=B:USR2@90" in headers(job) and "--requeue" in headers(job)
-    assert f"--output={Path.cwd()}/logs/%x-%A_%a.log" in headers(job)
+    assert quoted(f"--output={Path.cwd()}/logs/%x-%A_%a.log") in headers(job)
     assert "--requeue --stop-before 90 --max-requeues 20 -- x" in job.script
 
 
