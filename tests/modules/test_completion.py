@@ -102,5 +102,5 @@ def test_without_bash_completion(modules: Modules, start_file: str) -> None:
 def test_the_files_can_be_used_without_a_module(systems: Path, tmp_path: Path) -> None:
     home = Path(__file__).resolve().parents[2]
     modules = Modules("environment-modules", "bash", systems, (), tmp_path)
-    line = f"PATH={home}/bin:$PATH; cd {quoted(home)}; . completions/llm.bash; cd"
+    line = f"PATH={quoted(home)}/bin:$PATH; cd {quoted(home)}; . completions/llm.bash; cd"
     assert "--show-config" in type_into(modules, line, "llm-run --sh\t", "--show-config")
