@@ -158,8 +158,8 @@ def test_gpus_that_slurm_counts_and_nobody_sees(desk: Desk) -> None:
 
 
 def test_a_job_that_is_stopped_leaves_nothing(cluster: Cluster, desk: Desk) -> None:
-    job = f"{DOCTOR} --job & echo $! > id; wait $!; echo $? > status; squeue --noheader --steps"
-    with started(desk, "salloc", "--nodes=4", "bash", "-c", job) as process:
+    job = '"$0" --job & echo $! > id; wait $!; echo $? > status; squeue --noheader --steps'
+    with started(desk, "salloc", "--nodes=4", "bash", "-c", job, DOCTOR) as process:
         desk.cluster.wait_until(
             lambda: list(desk.folder.glob(".llm-doctor-*")), bool, 60, "its files did not appear"
         )

@@ -6,6 +6,7 @@ make test-cluster ARGS="-k test_roles"
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 from llm_run import LLM_RUN, SMALL, Desk
@@ -92,7 +93,7 @@ def test_without_the_user_s_environment(desk: Desk) -> None:
 
 
 def test_found_on_the_path(desk: Desk) -> None:
-    folder = LLM_RUN.rpartition("/")[0]
+    folder = shlex.quote(LLM_RUN.rpartition("/")[0])
     done = desk.run(
         f"PATH=$PATH:{folder} sbatch --wait --output=path.out llm-run --image base hostname"
     )
