@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
 import urllib.parse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from _llm.errors import LLMError
@@ -57,17 +59,23 @@ def host_archives() -> tuple[Archive, ...]:
     """
     if not shutil.which("apt-get"):
         return ()
+    # What an update would fetch: unlike `indextargets`, it is said without any list being there.
     listing = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-         "Created-By: Packages"],
+        ["apt-get", "update", "--print-uris", "-o", "Acquire::Queue-Mode=host"],
         capture_output=True, text=True, check=False,
     ).stdout
-    found: list[Archive] = []
-    for line in listing.splitlines():
-        uri, suite, component = [*line.split(), "", "", ""][:3]
-        keep = component == "main" and "/debian" in uri
-        if keep and Archive(uri, suite) not in found:
-            found.append(Archive(uri, suite))
+    return archives_in(listing)
+
+
+def archives_in(listing: str) -> tuple[Archive, ...]:
+    """Return the Debian archives in what `apt-get update --print-uris` printed, as configured.
+
+    Its hosts stand in the reverse order of the configuration (each new queue goes in front).
+    """
+    lines = re.findall(r"^'(\S+/debian\S*)/dists/(\S+)/main/binary-", listing, re.MULTILINE)
+    hosts = groupby(lines, key=lambda line: urllib.parse.urlsplit(line[0])[:2])
+    by_host = [[Archive(f"{uri}/", suite) for uri, suite in of_host] for _, of_host in hosts]
+    found = dict.fromkeys(archive for host in reversed(by_host) for archive in host)
     return tuple(sorted(found, key=lambda archive: "-" in archive.suite))
 
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from _llm import debian
-from _llm.debian import Archive, Package, debian_mirrors, fetch, sha256_of, unpack
+from _llm.debian import (
+    Archive,
+    Package,
+    archives_in,
+    debian_mirrors,
+    fetch,
+    host_archives,
+    sha256_of,
+    unpack,
+)
 from _llm.errors import LLMError
 from _llm.images.repository import control_of, make_repository
 
@@ -106,6 +115,70 @@ def test_mirrors_come_from_the_environment_then_the_profile_then_apt(
     with pytest.raises(LLMError, match="no Debian mirror is known") as raised:
         debian_mirrors({})
     assert "LLM_DEBIAN_MIRROR" in raised.value.fix and "BASE" not in raised.value.fix
+
+
+def print_uris(*archives: str) -> str:
+    """What `apt-get update --print-uris` prints for archives given as `URI SUITE COMPONENT`."""
+    releases, indexes = "", ""
+    for uri, suite, component in map(str.split, archives):
+        releases += f"'{uri}/dists/{suite}/InRelease' x_InRelease 0 \n"
+        indexes += f"'{uri}/dists/{suite}/{component}/binary-amd64/Packages.xz' x_Packages 0 \n"
+        indexes += f"'{uri}/dists/{suite}/{component}/binary-all/Packages.xz' x_Packages 0 \n"
+    return releases + indexes
+
+
+def test_archives_come_in_the_order_of_the_configuration() -> None:
+    one = "http://a.invalid/debian"
+    assert archives_in(
+        print_uris("https://b.invalid:8/debian bookworm main")  # the second host of the sources
+        + print_uris(f"{one}-security bookworm-security main", f"{one} bookworm main",
+                     f"{one} bookworm contrib", f"{one} bookworm-updates main")
+    ) == (
+        Archive("http://a.invalid/debian/", "bookworm"),
+        Archive("https://b.invalid:8/debian/", "bookworm"),
+        Archive("http://a.invalid/debian-security/", "bookworm-security"),
+        Archive("http://a.invalid/debian/", "bookworm-updates"),
+    )
+
+
+@pytest.mark.parametrize("listing", [
+    "", "E: broken\n", print_uris("http://a.invalid/ubuntu jammy main"),
+    print_uris("http://a.invalid/debian bookworm contrib"),
+    "'http://a.invalid/debian-flat/./Packages.xz' x_Packages 0 \n",
+])
+def test_what_is_no_main_archive_of_debian_is_left_out(listing: str) -> None:
+    assert archives_in(listing) == ()
+
+
+def test_suites_and_addresses_of_every_form() -> None:
+    uri = "http://me:word@[::1]:3142/x%20y/debian"
+    assert archives_in(print_uris(f"{uri} buster/updates main")) == (
+        Archive(f"{uri}/", "buster/updates"),)
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/apt-get"), reason="this host has no APT")
+@pytest.mark.parametrize("lists", ["empty", "missing"])
+def test_archives_are_known_before_their_lists_were_ever_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lists: str,
+) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "debian.sources").write_text(
+        "Types: deb\nURIs: http://a.invalid/debian\nSuites: bookworm bookworm-updates\n"
+        "Components: main contrib\n\n"
+        "Types: deb\nURIs: http://s.invalid/debian-security/\nSuites: bookworm-security\n"
+        "Components: main\n")
+    (sources / "other.list").write_text("deb http://other.invalid/apt x main\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "apt.conf").write_text(
+        f'Dir::State::lists "{tmp_path / lists}";\nDir::Etc::sourcelist "/dev/null";\n'
+        f'Dir::Etc::sourceparts "{sources}";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    assert host_archives() == (
+        Archive("http://a.invalid/debian/", "bookworm"),
+        Archive("http://a.invalid/debian/", "bookworm-updates"),
+        Archive("http://s.invalid/debian-security/", "bookworm-security"),
+    )
 
 
 def test_package_lists_below_a_folder_with_a_space(
