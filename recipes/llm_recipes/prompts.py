@@ -1,7 +1,8 @@
 """Prompts: where they come from, and how they become token ids, the same in every recipe.
 
-Text files hold one prompt a line; JSON Lines hold `{"id": …, "prompt": "…"}` or
-`{"id": …, "messages": [{"role": "user", "content": "…"}]}`; without an id the line's number is it.
+Text files hold one prompt a line; JSON Lines hold `{"id": …, "prompt": "…"}`, with `"input": "…"`
+where a task has one, or `{"id": …, "messages": [{"role": "user", "content": "…"}]}`; without an id
+the line's number is it.
 
     from llm_recipes.prompts import read_prompts, render
 """
@@ -22,10 +23,15 @@ from llm_recipes.errors import LLMError, raise_all
 Style = Literal["auto", "raw", "chat", "alpaca"]
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson", ".json")
 MOST_FAULTS_SHOWN = 10
-# Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca, the form without an input.
+# Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca, without and with an input.
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
 
 
@@ -33,13 +39,15 @@ ALPACA = (
 class Prompt:
     """A prompt as it was given: a text, or a chat's messages.
 
-    id: a string or a whole number. where: file and line, for messages to the user.
+    id: a string or a whole number. where: file and line, for messages to the user. input: what the
+    text's task works on, if that is given apart.
     """
 
     id: str | int
     text: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
     where: str = ""
+    input: str = ""
 
     @property
     def key(self) -> str:
@@ -49,7 +57,12 @@ class Prompt:
     @property
     def content(self) -> str | list[dict[str, str]]:
         """What an answer repeats of its prompt."""
-        return list(self.messages) if self.messages is not None else self.text or ""
+        return list(self.messages) if self.messages is not None else self.whole_text
+
+    @property
+    def whole_text(self) -> str:
+        """The text, and its input after a blank line."""
+        return "\n\n".join(part for part in (self.text, self.input) if part)
 
 
 def read_prompts(texts: Sequence[str] | None, source: str | None) -> list[Prompt]:
@@ -72,7 +85,7 @@ def read_prompts(texts: Sequence[str] | None, source: str | None) -> list[Prompt
         source == "-" and first.lstrip().startswith(b"{")
     )
     prompts, faults = _parse_lines(lines, name, is_json)
-    _raise_some(faults)
+    raise_some(faults)
     if not prompts:
         fix = (
             'one prompt a line, or JSON Lines such as {"id": 1, "prompt": "Hello"} in a .jsonl file'
@@ -85,7 +98,9 @@ def digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 over ids and contents, in their order."""
     found = hashlib.sha256()
     for prompt in prompts:
-        found.update(json.dumps([prompt.id, prompt.content]).encode())
+        # An input that is given apart makes another prompt of the same words, for alpaca's form.
+        apart = [prompt.input] if prompt.input else []
+        found.update(json.dumps([prompt.id, prompt.content, *apart]).encode())
     return found.hexdigest()
 
 
@@ -131,43 +146,84 @@ def render(prompt: Prompt, tokenizer: Any, style: Style, system: str | None = No
         LLMError: If the prompt or the system message does not fit the style, or the style the
             model.
     """
+    return encode([render_text(prompt, tokenizer, style, system)], tokenizer)[0]
+
+
+def render_text(prompt: Prompt, tokenizer: Any, style: Style, system: str | None = None) -> str:
+    """The text of a prompt in a style; a chat template may begin it with a BOS.
+
+    Raises:
+        LLMError: As `render`.
+    """
     chosen = choose_style(style, tokenizer)
     if chosen == "chat":
-        return _with_one_bos(_chat_text(prompt, tokenizer, system), tokenizer)
+        messages = chat_messages(prompt, system)
+        return apply_template(messages, tokenizer, f"prompt {prompt.id!r}")
     if system:
         raise _no_system(chosen)
-    text = prompt.text or "" if prompt.messages is None else _only_user_text(prompt, chosen)
-    if chosen == "alpaca":
+    text, task_input = prompt.whole_text, prompt.input
+    if prompt.messages is not None:
+        text, task_input = _only_user_text(prompt, chosen), ""
+    if chosen == "alpaca" and task_input:
+        text = ALPACA_WITH_INPUT.format(instruction=prompt.text or "", input=task_input)
+    elif chosen == "alpaca":
         text = ALPACA.format(instruction=text)
     while tokenizer.bos_token and text.startswith(tokenizer.bos_token):
         text = text[len(tokenizer.bos_token) :]
-    return _with_one_bos(text, tokenizer)
+    return text
 
 
-def _with_one_bos(text: str, tokenizer: Any) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+def encode(texts: Sequence[str], tokenizer: Any, plain: bool = False) -> list[list[int]]:
+    """Token ids of texts, each with exactly one BOS in front if the model's tokenizer uses one.
+
+    Args:
+        texts: What a style has made of prompts.
+        tokenizer: The model's.
+        plain: `</s>` and the like are characters and not the tokens they name.
+    """
+    if not texts:
+        return []
+    many = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=plain, verbose=False
+    )["input_ids"]
     bos = tokenizer.bos_token_id
     # What the tokenizer puts in front by itself; what it would put behind must not end a prompt.
-    framed: list[int] = tokenizer("a")["input_ids"]
-    if bos is None or framed[:1] != [bos]:
-        return ids
+    if bos is None or tokenizer("a")["input_ids"][:1] != [bos]:
+        return [list(ids) for ids in many]
+    return [[bos, *_without_leading(bos, ids)] for ids in many]
+
+
+def _without_leading(bos: int, ids: list[int]) -> list[int]:
     while ids[:1] == [bos]:  # written by the chat template
         ids = ids[1:]
-    return [bos, *ids]
+    return ids
 
 
-def _chat_text(prompt: Prompt, tokenizer: Any, system: str | None) -> str:
-    messages = list(prompt.messages or ({"role": "user", "content": prompt.text or ""},))
+def chat_messages(prompt: Prompt, system: str | None) -> list[dict[str, str]]:
+    """A prompt as a chat's messages, with the system message in front of one that has none."""
+    messages = list(prompt.messages or ({"role": "user", "content": prompt.whole_text},))
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def apply_template(
+    messages: Sequence[dict[str, str]], tokenizer: Any, what: str, answer_follows: bool = True
+) -> str:
+    """The text of a chat by the model's template; what: names it in messages to the user.
+
+    Raises:
+        LLMError: If the model knows no chat, or the template not this one.
+    """
     check_knows_chat(tokenizer)
     try:
         rendered: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            list(messages), tokenize=False, add_generation_prompt=answer_follows
         )
     except Exception as error:  # templates raise what they like for roles they do not allow
-        what = f"prompt {prompt.id!r} does not fit the model's chat template"
-        raise LLMError(what, str(error), "look at the roles and their order") from None
+        why = str(error) or type(error).__name__
+        fault = f"{what} does not fit the model's chat template"
+        raise LLMError(fault, why, "look at the roles and their order") from None
     return rendered
 
 
@@ -254,7 +310,10 @@ def _from_json(text: str, number: int, where: str) -> Prompt:
             raise LLMError(f"{where}: prompt is not a text", example)
         if not row["prompt"].strip():
             raise _empty(f"the prompt in {where}")
-        return Prompt(known, row["prompt"], None, where)
+        task_input = row.get("input") or ""
+        if not isinstance(task_input, str):
+            raise LLMError(f"{where}: input is not a text", example)
+        return Prompt(known, row["prompt"], None, where, task_input)
     return Prompt(known, None, _checked_messages(row["messages"], where), where)
 
 
@@ -280,7 +339,8 @@ def _empty(what: str) -> LLMError:
     return LLMError(f"{what} is empty", fix="remove it, or give it a text")
 
 
-def _raise_some(faults: Sequence[LLMError]) -> None:
+def raise_some(faults: Sequence[LLMError]) -> None:
+    """Raise the first faults of many lines together, with the number of the others."""
     shown = list(faults[:MOST_FAULTS_SHOWN])
     if len(faults) > MOST_FAULTS_SHOWN:
         shown.append(LLMError(f"and {len(faults) - MOST_FAULTS_SHOWN} more bad lines"))
