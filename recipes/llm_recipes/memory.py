@@ -12,11 +12,24 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 FAMILIES = ("llama", "mistral", "qwen2", "falcon", "gpt_neox")
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+class Matrix(NamedTuple):
+    """A linear map of a layer: its module's name in transformers, inputs, and outputs."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+    @property
+    def weights(self) -> int:
+        """Weights without the bias."""
+        return self.inputs * self.outputs
 
 
 @dataclass(frozen=True)
@@ -24,8 +37,9 @@ class ModelShape:
     """Sizes of a decoder-only transformer.
 
     family: config.json's model_type. kv_heads: key and value heads that the cache holds. head_size:
-    values a head. layer_matrices: weights of a layer's matrices. layer_others: its biases and
-    norms. final_norm: the last norm's weights. tied: the output head is the input embedding.
+    values a head. matrices: a layer's linear maps. layer_others: weights of its biases and norms.
+    norms: how many norms a layer has. final_norm: the last norm's weights. tied: the output head is
+    the input embedding. alibi: scores are biased by distance, as in Falcon RW.
     """
 
     family: str
@@ -35,10 +49,12 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_size: int
-    layer_matrices: int
+    matrices: tuple[Matrix, ...]
     layer_others: int
+    norms: int
     final_norm: int
     tied: bool
+    alibi: bool = False
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> ModelShape:
@@ -60,9 +76,19 @@ class ModelShape:
         return _falcon(config) if family == "falcon" else _gpt_neox(config)
 
     @property
+    def layer_matrices(self) -> int:
+        """Weights of a layer's matrices."""
+        return sum(matrix.weights for matrix in self.matrices)
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
     def parameters(self) -> int:
         """All weights; a tied output head counts once."""
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        embeddings = self.head_weights * (1 if self.tied else 2)
         return (
             embeddings + self.layers * (self.layer_matrices + self.layer_others) + self.final_norm
         )
@@ -70,7 +96,7 @@ class ModelShape:
     @property
     def matmul_parameters(self) -> int:
         """Weights that every token is multiplied with: matrices and output head, no embedding."""
-        return self.layers * self.layer_matrices + self.vocab_size * self.hidden_size
+        return self.layers * self.layer_matrices + self.head_weights
 
     def weight_bytes(self, dtype_bytes: float) -> int:
         """Bytes of all weights; dtype_bytes: 4 for fp32, 2 for bf16, bits / 8 if quantized."""
@@ -109,9 +135,26 @@ def _llama_like(config: Mapping[str, Any]) -> ModelShape:
         others += hidden
     if family == "llama" and config.get("mlp_bias"):
         others += 2 * inner + hidden
-    matrices = 2 * hidden * queries + 2 * hidden * keys + 3 * hidden * inner
+    matrices = (
+        Matrix("q_proj", hidden, queries),
+        Matrix("k_proj", hidden, keys),
+        Matrix("v_proj", hidden, keys),
+        Matrix("o_proj", queries, hidden),
+        Matrix("gate_proj", hidden, inner),
+        Matrix("up_proj", hidden, inner),
+        Matrix("down_proj", inner, hidden),
+    )
     tied = bool(config.get("tie_word_embeddings", False))
-    return _shape(config, kv_heads, head_size, matrices, others, hidden, tied)
+    return ModelShape(
+        *_sizes(config),
+        kv_heads=kv_heads,
+        head_size=head_size,
+        matrices=matrices,
+        layer_others=others,
+        norms=2,
+        final_norm=hidden,
+        tied=tied,
+    )
 
 
 def _falcon(config: Mapping[str, Any]) -> ModelShape:
@@ -133,11 +176,19 @@ def _falcon(config: Mapping[str, Any]) -> ModelShape:
     others = norms * 2 * hidden  # layer norms with bias
     if config.get("bias", False):
         others += fused + hidden + inner + hidden
-    matrices = hidden * fused + hidden * hidden + 2 * hidden * inner
-    tied = bool(config.get("tie_word_embeddings", True))
     # transformers' cache holds Falcon 40B's keys and values once for every head.
     cached = heads if new else kv_heads
-    return _shape(config, cached, head_size, matrices, others, 2 * hidden, tied)
+    return ModelShape(
+        *_sizes(config),
+        kv_heads=cached,
+        head_size=head_size,
+        matrices=_four_matrices(hidden, fused, inner),
+        layer_others=others,
+        norms=norms,
+        final_norm=2 * hidden,
+        tied=bool(config.get("tie_word_embeddings", True)),
+        alibi=bool(config.get("alibi", False)),
+    )
 
 
 def _gpt_neox(config: Mapping[str, Any]) -> ModelShape:
@@ -146,33 +197,31 @@ def _gpt_neox(config: Mapping[str, Any]) -> ModelShape:
     others = 2 * 2 * hidden + inner + hidden  # two layer norms; the MLP's biases
     if config.get("attention_bias", True):
         others += 3 * hidden + hidden
-    matrices = 4 * hidden * hidden + 2 * hidden * inner
-    tied = bool(config.get("tie_word_embeddings", False))
-    return _shape(config, heads, hidden // heads, matrices, others, 2 * hidden, tied)
-
-
-def _shape(
-    config: Mapping[str, Any],
-    kv_heads: int,
-    head_size: int,
-    matrices: int,
-    others: int,
-    final_norm: int,
-    tied: bool,
-) -> ModelShape:
     return ModelShape(
-        family=config["model_type"],
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        kv_heads=kv_heads,
-        head_size=head_size,
-        layer_matrices=matrices,
+        *_sizes(config),
+        kv_heads=heads,
+        head_size=hidden // heads,
+        matrices=_four_matrices(hidden, 3 * hidden, inner),
         layer_others=others,
-        final_norm=final_norm,
-        tied=tied,
+        norms=2,
+        final_norm=2 * hidden,
+        tied=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def _four_matrices(hidden: int, fused: int, inner: int) -> tuple[Matrix, ...]:
+    """Falcon's and GPT-NeoX's: queries, keys and values come out of one matrix."""
+    return (
+        Matrix("query_key_value", hidden, fused),
+        Matrix("dense", hidden, hidden),
+        Matrix("dense_h_to_4h", hidden, inner),
+        Matrix("dense_4h_to_h", inner, hidden),
+    )
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[str, int, int, int, int]:
+    vocabulary, hidden, layers, heads = (config[key] for key in NEEDED)
+    return config["model_type"], vocabulary, hidden, layers, heads
 
 
 def main() -> int:
