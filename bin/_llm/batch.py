@@ -65,6 +65,7 @@ def plan_batch(
         if not options.dry_run:
             job.make()
         env.update(job.variables(_end_time(fields, env)))
+        env["LLM_STOP_BEFORE"] = str(options.stop_before)
     step = plan_step(options, settings, env, home, place, _log_options(options, env, job.restarts))
     return step, job
 

@@ -29,7 +29,7 @@ from llm_recipes.arguments import (
     read_command_line,
     value_faults,
 )
-from llm_recipes.errors import USER_MISTAKE, LLMError, raise_all
+from llm_recipes.errors import USER_MISTAKE, LLMError, leaves, raise_all
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141  # 128 + signal, as shells report them
 
@@ -74,7 +74,7 @@ def _run(function: Callable[..., int | None], argv: list[str], program: str) -> 
     try:
         status = call_with_arguments(function, argv, program)
     except* LLMError as group:
-        for fault in _leaves(group):
+        for fault in leaves(group):
             print(f"{program}: {fault}", file=sys.stderr)
     return status
 
@@ -105,13 +105,6 @@ def call_with_arguments(
         faults = value_faults(function, line.values, "--") + missing_faults(function, line)
         raise_all(faults or [LLMError(one_line(str(error)), fix=f"see {program} --help")])
     return result
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> list[LLMError]:
-    found: list[LLMError] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
 
 
 def _raise_terminated(signum: int, frame: types.FrameType | None) -> NoReturn:

@@ -1,7 +1,7 @@
 """Read a dataset as examples: find its format, check every row, name all bad ones together.
 
-    from llm_recipes.dataset_formats import open_source, read_examples
-    found = read_examples(open_source("dolly.jsonl"), DataOptions("dolly.jsonl"), print)
+from llm_recipes.dataset_formats import open_source, read_examples
+found = read_examples(open_source("dolly.jsonl"), DataOptions("dolly.jsonl"), print)
 """
 
 from __future__ import annotations
@@ -172,9 +172,7 @@ def _described(chosen: Format, columns: Columns) -> str:
     }.get(chosen, "text (documents, learned as a whole)")
 
 
-def _check_columns(
-    source: Source, chosen: Format, columns: Columns, rows: Sequence[Row]
-) -> None:
+def _check_columns(source: Source, chosen: Format, columns: Columns, rows: Sequence[Row]) -> None:
     """Refuse columns that no row has, naming the nearest of those that are there."""
     wanted = {
         "dolly": ("instruction", "response"),

@@ -6,7 +6,7 @@ raise LLMError("--top-p 1.5 is not a share", "it must be in (0, 1]", "leave it o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 USER_MISTAKE = 2  # exit status
 
@@ -46,3 +46,22 @@ def raise_all(faults: Sequence[LLMError]) -> None:
         raise faults[0]
     if faults:
         raise ExceptionGroup("several faults", list(faults))
+
+
+def faults_of(work: Callable[[], object]) -> list[LLMError]:
+    """The faults that a check raises, so that they are reported with those of others."""
+    found: list[LLMError] = []
+    try:
+        work()
+    except* LLMError as group:
+        found += leaves(group)
+    return found
+
+
+def leaves(group: BaseExceptionGroup[LLMError]) -> Iterator[LLMError]:
+    """Every fault in a group of groups."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

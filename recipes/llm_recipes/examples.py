@@ -1,6 +1,6 @@
 """One example of a dataset, whatever the file's format, and the options that say how to read it.
 
-    from llm_recipes.examples import DataOptions, Example, option_faults
+from llm_recipes.examples import DataOptions, Example, option_faults
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal
 
 from llm_recipes.encoding import is_utf8, not_utf8
 from llm_recipes.errors import LLMError
-from llm_recipes.prompts import Prompt, Style
+from llm_recipes.prompts import Prompt, Style, no_system
 
 Format = Literal["auto", "dolly", "alpaca", "tatqa", "text", "messages", "columns"]
 
@@ -98,9 +98,7 @@ def option_faults(options: DataOptions) -> list[LLMError]:
         what = f"--prompt-column and its like do not go with --format {options.format}"
         faults.append(LLMError(what, "that format names its columns", "leave one of them out"))
     if options.system and options.prompt_style in ("raw", "alpaca"):
-        what = f"--system has no place in the style {options.prompt_style!r}"
-        fix = "leave it out, or use --prompt-style chat and a chat model"
-        faults.append(LLMError(what, "only chats have a system message", fix))
+        faults.append(no_system(options.prompt_style))
     if not is_utf8(options.system):
         faults.append(not_utf8("--system"))
     return faults

@@ -71,8 +71,8 @@ def load_model(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    with _loading(folder.path):
-        _import_architecture(folder.path, trust_remote_code)
+    with loading(folder.path):
+        import_architecture(folder.path, trust_remote_code)
         start = time.perf_counter()
         tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -83,7 +83,7 @@ def load_model(
             weights_only=True,
         )
     if adapter is not None:
-        with _loading(adapter):
+        with loading(adapter):
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -95,7 +95,7 @@ def load_model(
 
 
 @contextlib.contextmanager
-def _loading(folder: Path) -> Iterator[None]:
+def loading(folder: Path) -> Iterator[None]:
     """Say which folder could not be loaded, and why."""
     try:
         yield
@@ -123,8 +123,8 @@ def read_mapped_weights(model: torch.nn.Module) -> None:
             weight.data.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
 
 
-def _import_architecture(folder: Path, trust_remote_code: bool) -> None:
-    # transformers imports a model's code when it is first asked for: seconds that are not loading.
+def import_architecture(folder: Path, trust_remote_code: bool) -> None:
+    """Import a model's code now: transformers does it late, seconds that are not loading."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

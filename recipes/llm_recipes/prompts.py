@@ -108,7 +108,7 @@ def style_faults(style: Style, chat: bool, system: str | None) -> list[LLMError]
     """Options about the form of prompts that exclude each other, whatever the model."""
     if style not in ("raw", "alpaca"):
         return []
-    faults = [_no_system(style)] if system else []
+    faults = [no_system(style)] if system else []
     if chat:
         what = f"--chat does not go with --prompt-style {style}"
         faults.append(LLMError(what, "it needs the model's chat template", "leave one of them out"))
@@ -160,7 +160,7 @@ def render_text(prompt: Prompt, tokenizer: Any, style: Style, system: str | None
         messages = chat_messages(prompt, system)
         return apply_template(messages, tokenizer, f"prompt {prompt.id!r}")
     if system:
-        raise _no_system(chosen)
+        raise no_system(chosen)
     text, task_input = prompt.whole_text, prompt.input
     if prompt.messages is not None:
         text, task_input = _only_user_text(prompt, chosen), ""
@@ -227,7 +227,8 @@ def apply_template(
     return rendered
 
 
-def _no_system(style: str) -> LLMError:
+def no_system(style: str) -> LLMError:
+    """The fault of a system message in a style that has no place for it."""
     what = f"--system has no place in the style {style!r}"
     fix = "leave it out, or use --prompt-style chat and a chat model"
     return LLMError(what, "only chats have a system message", fix)

@@ -53,12 +53,25 @@ def stop_requested() -> bool:
     return _found
 
 
+def listen() -> None:
+    """Take note of SIGTERM from now on, in place of whatever it did before.
+
+    For programs that save after the step they are in: `run_recipe` would end them at once.
+    """
+    global _installed
+    _installed = True
+    signal.signal(signal.SIGTERM, _remember)
+
+
 def deadline() -> float | None:
     """When Slurm will end this job, in seconds since 1970; None without a limit that is known."""
-    try:
-        return float(os.environ["LLM_DEADLINE"])
-    except (KeyError, ValueError):
-        return None
+    # Newer Slurms say it themselves, also in jobs without --requeue.
+    for name in ("LLM_DEADLINE", "SLURM_JOB_END_TIME"):
+        try:
+            return float(os.environ[name])
+        except (KeyError, ValueError):
+            continue
+    return None
 
 
 def seconds_left() -> float | None:

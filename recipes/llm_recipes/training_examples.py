@@ -21,8 +21,10 @@ from llm_recipes.prompts import (
     Style,
     apply_template,
     chat_messages,
+    check_knows_chat,
     choose_style,
     encode,
+    no_system,
     render_text,
 )
 
@@ -63,6 +65,20 @@ def example_style(style: Style, tokenizer: Any, example: Example) -> Style:
         return "raw"
     chosen = choose_style(style, tokenizer)
     return "alpaca" if style == "auto" and chosen == "raw" else chosen
+
+
+def check_style(style: Style, tokenizer: Any, system: str | None) -> None:
+    """Refuse what no example can be rendered with, once and not for every row.
+
+    Raises:
+        LLMError: A chat without a template, a system message outside a chat, no end token.
+    """
+    if style == "chat":
+        check_knows_chat(tokenizer)
+    elif system:
+        raise no_system(style)
+    elif tokenizer.eos_token_id is None:
+        raise _no_end()
 
 
 def training_examples(
@@ -184,9 +200,7 @@ def _render_by_mask(
     return Rendered((prompt,), ends=False, plain=False, mask=(ids[:last], labels[:last]))
 
 
-def _encode(
-    rendered: Sequence[Rendered], tokenizer: Any
-) -> list[tuple[list[int], list[int]]]:
+def _encode(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of many texts; tokenizers are several times as fast with many at once."""
     prompts = encode([r.pieces[0] for r in rendered], tokenizer)
     wholes: dict[tuple[int, int], list[int]] = {}
@@ -231,8 +245,7 @@ def _with_labels(
         labels += added if number % 2 else [NOT_LEARNED] * len(added)
     if rendered.ends:
         if tokenizer.eos_token_id is None:
-            why = "a model that has not learned where to stop never does"
-            raise LLMError("the tokenizer has no end token", why, "use a model with an eos_token")
+            raise _no_end()
         ids.append(tokenizer.eos_token_id)
         labels.append(tokenizer.eos_token_id)
     return ids, labels
@@ -269,6 +282,11 @@ def _without_end(text: str, tokenizer: Any) -> str:
     while tokenizer.bos_token and text.startswith(tokenizer.bos_token):
         text = text.removeprefix(tokenizer.bos_token)
     return text
+
+
+def _no_end() -> LLMError:
+    why = "a model that has not learned where to stop never does"
+    return LLMError("the tokenizer has no end token", why, "use a model with an eos_token")
 
 
 def _placed(fault: LLMError, example: Example) -> LLMError:

@@ -1,0 +1,82 @@
+"""Stop all ranks of a training run after the same step, in time, and say why.
+
+    from llm_recipes.stop_together import StopWatch
+
+A rank that is told to stop can't simply leave: the others would wait for it in the next collective
+until they time out. So the wish of each rank goes along with the numbers that the ranks add up in
+every step anyway, and all of them see the sum.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from llm_recipes import stop_signals
+
+REASONS = ("told to stop", "the time limit is near", "interrupted by Ctrl-C")
+TOLD, TIME_LIMIT, CTRL_C = range(3)
+SAVES_AHEAD = 2.0  # times the longest save: what leaving in time needs
+
+
+class StopWatch:
+    """Knows whether this rank should stop, and how long a save takes.
+
+    stop_before: seconds before the job's time limit to stop at, where nothing says so earlier; 0:
+    never by itself.
+    """
+
+    def __init__(self, stop_before: float) -> None:
+        self.stop_before = stop_before
+        self.longest_save_s = 0.0
+        self.longest_step_s = 0.0
+        self._warned = False
+        self._interrupted = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopWatch:
+        stop_signals.listen()
+        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def wishes(self) -> list[float]:
+        """One number a reason: 1 if this rank wishes to stop for it."""
+        left = stop_signals.seconds_left()
+        needed = max(self.stop_before, SAVES_AHEAD * self.longest_save_s)
+        late = left is not None and self.stop_before > 0 and left - self.longest_step_s < needed
+        return [float(stop_signals.stop_requested()), float(late), float(self._interrupted)]
+
+    def saved(self, seconds: float) -> str | None:
+        """Take note of a save; returns a warning, once, if the time to leave is too short."""
+        self.longest_save_s = max(self.longest_save_s, seconds)
+        lead = self.lead()
+        if lead is None or self._warned or lead >= SAVES_AHEAD * self.longest_save_s:
+            return None
+        self._warned = True
+        wanted = int(SAVES_AHEAD * self.longest_save_s) + 1
+        return (
+            f"warning: saving took {self.longest_save_s:.0f} s, and a warning comes {lead:.0f} s "
+            f"before the end: too short to be sure. Submit with llm-run --stop-before={wanted}"
+        )
+
+    def lead(self) -> float | None:
+        """Seconds between being told and the end of the job; None outside of jobs with a limit."""
+        if stop_signals.deadline() is None:
+            return None
+        text = os.environ.get("LLM_STOP_BEFORE", "")
+        told = float(text) if text.isdigit() else 0.0
+        return max(self.stop_before, told)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:  # the second time it is meant
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        self._interrupted = True
+        if os.environ.get("RANK", "0") == "0":
+            print("\nCtrl-C: saving after this step (again: at once)", file=sys.stderr, flush=True)
