@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     for variant in wanted_variants(containers, options.image, options.variant, settings):
         image = load_image(containers, options.image, variant)
-        request = make_request(settings, options.base, options.cuda_architectures, variant)
+        request = make_request(settings, options.base, options.cuda_architectures,
+                               builder.compiles_for_gpus(image))
         if options.command == "path":
             print(builder.target_of(image, request))
         elif options.command == "inputs":
@@ -90,12 +91,12 @@ def lock_checkers(uv: str) -> None:
 
 
 def make_request(
-    settings: Settings, base: str, architectures: str, variant: str,
+    settings: Settings, base: str, architectures: str, for_gpus: bool,
 ) -> builder.Request:
     """Put together what a build depends on, from options and settings."""
     configured = architectures.split() or settings.items("container", "cuda_architectures")
     words: list[str] = []
-    if variant.startswith("cuda"):
+    if for_gpus:
         words = cuda_architectures(configured, {} if configured else gpus_here())
     return builder.Request(
         containers=HOME / "containers", images=Path(settings.get("container", "image_dir")),

@@ -70,10 +70,10 @@ def test_the_profile_may_name_the_mirror(
     monkeypatch.setattr(image.setup, "ensure_apptainer", lambda: {})
     monkeypatch.setattr(image.setup, "ensure_fakeroot", lambda: None)
     profile = "[container]\ndebian_mirror = https://m/debian https://m/debian-security\n"
-    request = image.make_request(settings_of(home, env, profile), "", "", "cpu")
+    request = image.make_request(settings_of(home, env, profile), "", "", False)
     assert request.mirror == "https://m/debian https://m/debian-security"
     env["LLM_DEBIAN_MIRROR"] = "https://other/debian"
-    request = image.make_request(settings_of(home, env, profile), "", "", "cpu")
+    request = image.make_request(settings_of(home, env, profile), "", "", False)
     assert request.mirror == "https://other/debian"
 
 

@@ -90,14 +90,14 @@ def inputs_of(image: Image, request: Request) -> dict[str, str]:
         file = Path(request.base.split(":", 1)[-1])
         if request.base and file.is_file():
             parent = f"file {sha256_of(file)}"
-    if is_gpu(image):
+    if compiles_for_gpus(image):
         arguments["CUDA_ARCHITECTURES"] = " ".join(request.architectures)
     return image_inputs(image, parent, arguments, request.tools)
 
 
-def is_gpu(image: Image) -> bool:
-    """Whether the variant is one for GPUs."""
-    return image.variant.startswith("cuda")
+def compiles_for_gpus(image: Image) -> bool:
+    """Whether the build compiles code for GPUs: llama.cpp's, in a variant that has one."""
+    return image.variant.startswith("cuda") and (image.folder / "llama.cpp").is_dir()
 
 
 def target_of(image: Image, request: Request) -> Path:
@@ -143,7 +143,8 @@ def locks_of(image: Image) -> list[Path]:
     apt = image.folder / (f"apt-{image.variant}.lock" if image.variant else "apt.lock")
     python = image.folder / f"requirements-{image.variant}.lock"
     compiler = image.folder / "llama.cpp" / f"{image.variant}-compiler.lock"
-    return [apt, *([python] if image.variant else []), *([compiler] if is_gpu(image) else [])]
+    compilers = [compiler] if compiles_for_gpus(image) else []
+    return [apt, *([python] if image.variant else []), *compilers]
 
 
 def make(
@@ -226,7 +227,7 @@ def compiled_parts(
     """Return what of llama.cpp goes into the image, as (name in staging, folder), compiled first
     where the cache lacks it."""
     parts = [("llama.cpp", compiled(image, parent, "cpu", (), request, log))]
-    if is_gpu(image):
+    if compiles_for_gpus(image):
         folder = compiled(image, parent, image.variant, request.architectures, request, log)
         parts.append(("llama.cpp-gpu", folder))
     return parts

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from _llm.errors import LLMError
+from _llm.images.build import compiles_for_gpus, locks_of
 from _llm.images.catalog import children_of, image_names, load_image, variants_of
 from _llm.images.inputs import digest_of, image_inputs, lock_date
 
@@ -90,3 +92,15 @@ def test_lock_date_is_the_variants_newest_lock(containers: Path) -> None:
     assert lock_date(load_image(containers, "llm", "cuda13")) == "2026-09-09"
     (containers / "base/apt.lock").write_text("no header\n")
     assert lock_date(load_image(containers, "base")) == "unknown"
+
+
+def test_only_an_image_with_llama_cpp_compiles_for_gpus(containers: Path) -> None:
+    with_it = load_image(containers, "llm", "cuda13")
+    assert compiles_for_gpus(with_it)
+    assert not compiles_for_gpus(load_image(containers, "llm", "cpu"))
+    assert [lock.name for lock in locks_of(with_it)] == [
+        "apt-cuda13.lock", "requirements-cuda13.lock", "cuda13-compiler.lock"]
+    shutil.rmtree(with_it.folder / "llama.cpp")
+    assert not compiles_for_gpus(with_it)
+    assert [lock.name for lock in locks_of(with_it)] == [
+        "apt-cuda13.lock", "requirements-cuda13.lock"]
