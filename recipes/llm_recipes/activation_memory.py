@@ -34,7 +34,7 @@ def saved_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     stream = stream_bytes(setup)
     layer = layer_bytes(shape, setup)
     last = tokens * hidden * (FP32 + setup.compute_bytes)  # the last norm's and the head's inputs
-    if setup.method == "full":
+    if setup.method == "full" and shape.family in LLAMA_LIKE:
         last += tokens * hidden * stream
     if setup.checkpointing:
         return shape.layers * tokens * hidden * stream + layer + last
