@@ -1,127 +1,131 @@
-"""Checkpoints of a training run: whole or not there, the newest one, no more than so many.
+"""Find a training run's checkpoint: what kind it is, and where its settings are.
 
-    from llm_recipes.checkpoints import newest_checkpoint, prune_checkpoints, seal_checkpoint
-
-A checkpoint is a folder `checkpoint-STEP`. Its file complete.json is written last, after every
-other file is on the disk, and lists them with their sizes: a folder without it, or with a file
-missing or shorter, was cut short and is never resumed from.
+from llm_recipes.checkpoints import find_checkpoint
+checkpoint = find_checkpoint(Path("runs/mistral"))
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from llm_recipes.files import write_fault, write_text
+from llm_recipes.errors import LLMError
+from llm_recipes.model_folder import ADAPTER_WEIGHTS, WEIGHT_FILES, WEIGHT_INDEXES
 
-SEAL = "complete.json"
-NAME = re.compile(r"checkpoint-(\d+)")
+Kind = Literal["fsdp", "zero", "whole"]
+COMPLETE = "complete.json"  # written last by our recipes: the checkpoint is whole
+FSDP_FOLDER, FSDP_FILE = "pytorch_model_fsdp_0", "pytorch_model_fsdp.bin"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. facts: what it was sealed with."""
+    """A checkpoint. home: its folder; weights: where its tensors are, a folder or a file.
 
-    folder: Path
-    step: int
-    facts: Mapping[str, Any]
+    settings: folders in which its configuration and tokenizer may be, nearest first.
+    """
+
+    home: Path
+    weights: Path
+    kind: Kind
+    settings: tuple[Path, ...]
+
+    def find(self, name: str) -> Path | None:
+        """The nearest file of a name among the settings' folders."""
+        return next((f / name for f in self.settings if (f / name).is_file()), None)
+
+    @property
+    def step(self) -> int | None:
+        """The training step in its name."""
+        found = re.search(r"(\d+)$", self.home.name)
+        return int(found[1]) if found else None
 
 
-def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, as transformers' Trainer names it."""
-    return folder / f"checkpoint-{step}"
-
-
-def seal_checkpoint(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Bring every file of a checkpoint to the disk, then say that it is whole.
+def find_checkpoint(given: Path) -> Checkpoint:
+    """The checkpoint that a folder is or holds.
 
     Args:
-        folder: The checkpoint.
-        facts: Kept with it, of types that JSON knows.
+        given: A run's output folder (its newest whole checkpoint is taken), a checkpoint, or the
+            folder of shards in one.
 
     Raises:
-        LLMError: If a file cannot be flushed or written.
+        LLMError: If there is none, or none that was written to its end.
     """
-    sizes = {}
     try:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name != SEAL:
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-                    sizes[str(path.relative_to(folder))] = os.fstat(file.fileno()).st_size
+        if not given.is_dir():
+            fix = "name a run's output folder or a checkpoint in it"
+            raise LLMError(f"there is no folder {given}", fix=fix)
+        if (given / "checkpoints").is_dir():
+            return _checkpoint(_newest(given / "checkpoints"))
+        return _checkpoint(given)
     except OSError as error:
-        raise write_fault(folder, error) from error
-    write_text(folder / SEAL, json.dumps({**facts, "files": sizes}, indent=1) + "\n")
+        raise LLMError(f"cannot read {given}", error.strerror or str(error)) from error
 
 
-def read_seal(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint was sealed with; None if it is not whole."""
-    try:
-        seal = json.loads((folder / SEAL).read_bytes())
-        files = seal["files"].items()
-        whole = all((folder / name).stat().st_size == size for name, size in files)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-    return seal if whole else None
-
-
-def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The whole checkpoints in a folder, by step."""
-    found = []
-    for path, step in _numbered(folder):
-        seal = read_seal(path)
-        if seal is not None:
-            found.append(Checkpoint(path, step, seal))
-    return found
-
-
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The whole checkpoint of the latest step; None if there is none."""
-    found = whole_checkpoints(folder)
-    return found[-1] if found else None
-
-
-def remove_partial_checkpoints(folder: Path) -> list[Path]:
-    """Remove checkpoints that were cut short; returns them."""
-    partial = [path for path, _ in _numbered(folder) if read_seal(path) is None]
-    for path in partial:
-        _remove(path)
-    return partial
-
-
-def prune_checkpoints(folder: Path, keep: int, protected: Collection[int] = ()) -> None:
-    """Remove the oldest whole checkpoints until `keep` are left; 0 keeps all.
-
-    Args:
-        folder: Where the checkpoints are.
-        keep: How many stay, besides the protected ones.
-        protected: Steps whose checkpoints stay in any case.
-    """
-    if keep < 1:
-        return
-    free = [found for found in whole_checkpoints(folder) if found.step not in protected]
-    for found in free[:-keep]:
-        _remove(found.folder)
-
-
-def _remove(folder: Path) -> None:
-    # Without its seal first: if this is cut short, what is left is no checkpoint.
-    (folder / SEAL).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _numbered(folder: Path) -> list[tuple[Path, int]]:
-    if not folder.is_dir():
-        return []
-    found = [
-        (path, int(match[1]))
+def _newest(folder: Path) -> Path:
+    steps = {
+        int(found[1]): path
         for path in folder.iterdir()
-        if (match := NAME.fullmatch(path.name)) and path.is_dir()
-    ]
-    return sorted(found, key=lambda pair: pair[1])
+        if (found := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    }
+    whole = [step for step, path in steps.items() if (path / COMPLETE).is_file()]
+    if whole:
+        return steps[max(whole)]
+    if not steps:
+        raise LLMError(f"{folder} holds no checkpoint", "a run writes checkpoint-N there")
+    newest = steps[max(steps)]
+    raise LLMError(
+        f"{folder} holds no whole checkpoint",
+        f"none has {COMPLETE}, which is written last: saving was cut short",
+        f"to try one all the same, name it: {newest}",
+    )
+
+
+def _checkpoint(given: Path) -> Checkpoint:
+    found = _weights(given)
+    if found is None:
+        inner = sorted(path.name for path in given.glob("checkpoint-*") if path.is_dir())
+        if inner:
+            what, why = f"{given} holds checkpoints", ", ".join(inner[-5:])
+            raise LLMError(what, why, f"name one: {given / inner[-1]}")
+        why = f"neither {FSDP_FOLDER} nor DeepSpeed's global_stepN nor a file of weights is in it"
+        raise LLMError(f"{given} is no checkpoint", why)
+    kind, weights = found
+    inside = weights == given and (kind == "fsdp" or weights.name.startswith("global_step"))
+    home = given.parent if inside else given
+    folders = [weights if weights.is_dir() else home, home, home.parent]
+    if home.parent.name == "checkpoints":
+        folders.append(home.parent.parent)
+    return Checkpoint(home, weights, kind, tuple(dict.fromkeys(folders)))
+
+
+def _weights(folder: Path) -> tuple[Kind, Path] | None:
+    if (folder / ".metadata").is_file() or any(folder.glob("*.distcp")):
+        return "fsdp", folder
+    if any(folder.glob("*_optim_states.pt")):
+        return "zero", folder
+    if (folder / FSDP_FOLDER).is_dir():
+        return "fsdp", folder / FSDP_FOLDER
+    # Before a file of weights: beside one that ZeRO 2 saved in 16 bits, its shards have 32.
+    zero = _zero_folder(folder)
+    if zero is not None:
+        return "zero", zero
+    names = (*WEIGHT_INDEXES, *WEIGHT_FILES, *ADAPTER_WEIGHTS, FSDP_FILE)
+    return next((("whole", folder / name) for name in names if (folder / name).is_file()), None)
+
+
+def _zero_folder(folder: Path) -> Path | None:
+    latest = folder / "latest"
+    if latest.is_file():
+        name = latest.read_bytes()[:256].decode(errors="replace").strip()
+        if name and Path(name).name == name and (folder / name).is_dir():
+            return folder / name
+        what = f"{folder} is no whole checkpoint"
+        why = f"{latest} names {name!r}, which is not there"
+        raise LLMError(what, why, "copy the folder again as a whole, or take an earlier checkpoint")
+    found = sorted(folder.glob("global_step*"))
+    if len(found) > 1:
+        why = ", ".join(path.name for path in found)
+        raise LLMError(f"{folder} holds several steps and no file latest", why, "name one of them")
+    return found[0] if found and found[0].is_dir() else None

@@ -1,0 +1,56 @@
+"""PEFT adapters on disk: their base, and the names of their weights.
+
+from llm_recipes.adapters import adapter_name, base_of_adapter
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm_recipes.architecture import read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def base_of_adapter(adapter: Path) -> Path | None:
+    """The folder of the base that adapter_config.json names, if it is here.
+
+    Raises:
+        LLMError: If adapter_config.json is damaged.
+    """
+    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    if (Path(named).expanduser() / "config.json").is_file():
+        return Path(named).expanduser()
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(named, "config.json")
+    except ValueError:  # a path that is not here is no hub's name
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def adapter_name(name: str, names: Mapping[str, Any]) -> str | None:
+    """The name under which PEFT saves an adapter's weight; None for the frozen model's.
+
+    PEFT leaves out the adapter's own name, `default`, and where a module was trained as a whole
+    (modules_to_save), the wrapper around it.
+
+    Args:
+        name: In the training's model, or in a file of PEFT's already.
+        names: All that there are, which tells the two apart.
+    """
+    if not any(re.search(r"\.lora_[A-Za-z_]+\.default(\.|$)", other) for other in names):
+        return name
+    if ".modules_to_save." in name:
+        return re.sub(r"\.modules_to_save\.default\.", ".", name)
+    if ".lora_magnitude_vector." in name:
+        return name.removesuffix(".weight").removesuffix(".default")
+    if ".lora_" in name:
+        return re.sub(r"(\.lora_[A-Za-z_]+)\.default(?=\.|$)", r"\1", name)
+    return None

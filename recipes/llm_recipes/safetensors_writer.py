@@ -1,0 +1,155 @@
+"""Write stored tensors as safetensors files, block by block: no file, not even a tensor is held.
+
+    from llm_recipes.safetensors_writer import write_safetensors
+    written = write_safetensors(folder, tensors, None, 5_000_000_000)
+
+A safetensors file begins with a table of names, shapes and places
+(https://huggingface.co/docs/safetensors), all of which are known before the first byte is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llm_recipes.errors import LLMError
+from llm_recipes.progress import Progress
+from llm_recipes.stored_weights import SAFETENSORS_DTYPES, OpenFiles, StoredTensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {f"{name}i": 1 << 10 * power for power, name in enumerate("KMGT", start=1)}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written. not_finite: names of tensors that hold infinities or NaN."""
+
+    files: tuple[str, ...]
+    bytes: int
+    parameters: int
+    not_finite: tuple[str, ...]
+
+
+def size_in_bytes(text: str) -> int:
+    """The bytes that 5GB, 500MB, 2GiB or a plain number mean.
+
+    Raises:
+        LLMError: If it is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[KMGT]i?)B?", text.strip(), re.IGNORECASE)
+    units = {name.lower(): factor for name, factor in UNITS.items()}
+    size = int(float(found[1]) * units[found[2].lower()]) if found else 0
+    if size < 1:
+        raise LLMError(f"{text!r} is no size", "it is a number of bytes, KB, MB, GB or GiB", "5GB")
+    return size
+
+
+def written_bytes(tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> int:
+    """Bytes that these tensors take when they are written as a dtype; None: as they are."""
+    return sum(t.count * _target(t, dtype).itemsize for t in tensors.values())
+
+
+def write_safetensors(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    name: str = "model",
+) -> Written:
+    """Write NAME.safetensors, or numbered shards of a size with NAME.safetensors.index.json.
+
+    Args:
+        folder: Where to.
+        tensors: By name, in the order to write them.
+        dtype: Floating point tensors are converted to it; None: they are written as they are.
+        shard_bytes: Most bytes of tensors in a file; a larger tensor gets one of its own.
+        name: Of the files, up to `.safetensors`.
+
+    Raises:
+        LLMError: If a file cannot be read, or a weight is too large for fp16.
+        OSError: If the folder cannot be written or is full.
+    """
+    shards = _shards(tensors, dtype, shard_bytes)
+    files: dict[str, dict[str, StoredTensor]] = {}
+    for number, shard in enumerate(shards, start=1):
+        place = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        files[f"{name}{place}.safetensors"] = shard
+    not_finite: list[str] = []
+    with OpenFiles() as source, Progress("write", len(tensors), "tensors") as progress:
+        for file, shard in files.items():
+            not_finite += _write_file(folder / file, shard, dtype, source, progress)
+    total = written_bytes(tensors, dtype)
+    parameters = sum(tensor.count for tensor in tensors.values())
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_parameters": parameters, "total_size": total},
+            "weight_map": {t: file for file, shard in files.items() for t in shard},
+        }
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / f"{name}.safetensors.index.json").write_text(text, encoding="utf-8")
+    return Written(tuple(files), total, parameters, tuple(not_finite))
+
+
+def _target(tensor: StoredTensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+
+
+def _shards(
+    tensors: Mapping[str, StoredTensor], dtype: torch.dtype | None, shard_bytes: int
+) -> list[dict[str, StoredTensor]]:
+    shards: list[dict[str, StoredTensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = tensor.count * _target(tensor, dtype).itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += size
+    return shards
+
+
+def _write_file(
+    path: Path,
+    tensors: Mapping[str, StoredTensor],
+    dtype: torch.dtype | None,
+    source: OpenFiles,
+    progress: Progress,
+) -> list[str]:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        target = _target(tensor, dtype)
+        start, end = end, end + tensor.count * target.itemsize
+        entry = {"dtype": _NAMES[target], "shape": tensor.shape, "data_offsets": [start, end]}
+        header[name] = entry
+    table = json.dumps(header).encode()
+    table += b" " * (-len(table) % 8)  # tensors begin at a multiple of 8 bytes
+    not_finite = []
+    with open(path, "wb") as file:
+        file.write(len(table).to_bytes(8, "little") + table)
+        for name, tensor in tensors.items():
+            target, finite = _target(tensor, dtype), True
+            for block in source.blocks(tensor):
+                made = block.to(target)
+                if target.is_floating_point and target.itemsize > 1:
+                    finite &= bool(made.isfinite().all())
+                    if not finite and target == torch.float16 and bool(block.isfinite().all()):
+                        raise _too_large(name)
+                file.write(made.view(torch.uint8).numpy().data)
+            if not finite:
+                not_finite.append(name)
+            progress.advance()
+    return not_finite
+
+
+def _too_large(name: str) -> LLMError:
+    why = "numbers above 65504 are infinite in fp16"
+    return LLMError(f"{name} has weights that do not fit into fp16", why, "--dtype bf16")
