@@ -80,9 +80,10 @@ test: test-unit test-modules test-images test-recipes test-cluster ## set up wha
 test-unit: venv
 	@$(VENV)/bin/pytest tests/unit $(ARGS)
 
-test-images: setup venv ## build (or find) the CPU image and test it and llm-run through real Apptainer
+test-images: setup venv ## build (or find) the CPU images and test them and llm-run through real Apptainer
 	@$(TOOL) image build --image base
 	@$(TOOL) image build --image llm --variant cpu
+	@$(TOOL) image build --image llama-recipes --variant cpu
 	@$(VENV)/bin/pytest tests/images tests/docs $(ARGS)
 
 test-recipes: setup venv

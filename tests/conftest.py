@@ -45,6 +45,15 @@ def base_image() -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_recipes_image() -> Path:
+    """The image llama-recipes-cpu, built by `make test-images` beforehand."""
+    path = image_path("llama-recipes", "cpu")
+    if not path.exists():
+        pytest.fail(f"{path} is not built; make image IMAGE=llama-recipes VARIANT=cpu")
+    return path
+
+
+@pytest.fixture(scope="session")
 def apptainer() -> list[str]:
     """Apptainer's `exec` as a command, with the options that this machine needs."""
     import sys
