@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.architecture import read_json
+from llm_recipes.record import read_record
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -33,6 +34,19 @@ def base_of_adapter(adapter: Path) -> Path | None:
     except ValueError:  # a path that is not here is no hub's name
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def recorded_base(record_file: Path) -> tuple[str, str] | None:
+    """Path and digest of the base, as the record of a training run or of a consolidation has it."""
+    model: Any = (read_record(record_file) or {}).get("model")
+    if not isinstance(model, dict):
+        return None
+    path, digest = (
+        (model.get("base"), model["base_digest"])
+        if "base_digest" in model
+        else (model.get("path"), model.get("digest"))
+    )
+    return (str(path), digest) if isinstance(digest, str) else None
 
 
 def adapter_name(name: str, names: Mapping[str, Any]) -> str | None:

@@ -57,12 +57,15 @@ def expected_model(folder: Path) -> Expected:
     )
 
 
-def expected_adapter(adapter: Path, base: Path) -> Mapping[str, Shape]:
+def expected_adapter(
+    adapter: Path, base: Path, rows: int | None = None
+) -> Mapping[str, Shape]:
     """What the weights of an adapter of a model are called and shaped in its file.
 
     Args:
         adapter: Folder with adapter_config.json.
         base: Folder with the base model's config.json.
+        rows: Of the embeddings, if they were resized; None: as in the base.
 
     Raises:
         LLMError: If the adapter cannot be one of this model, or a file cannot be understood.
@@ -70,13 +73,15 @@ def expected_adapter(adapter: Path, base: Path) -> Mapping[str, Shape]:
     import torch
 
     model = _empty_model(base)
-    with _quiet():
+    with quiet():
         from peft import get_peft_model, get_peft_model_state_dict
 
         config = read_adapter_config(adapter)
         config.inference_mode = False
         config.base_model_name_or_path = None  # PEFT would look for it
         try:
+            if rows is not None:
+                model.resize_token_embeddings(rows, mean_resizing=False)
             with torch.device("meta"):
                 tuned = get_peft_model(model, config)
             state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
@@ -142,7 +147,7 @@ def _empty_model(folder: Path) -> Any:
     read_json(folder / "config.json")
     import torch
 
-    with _quiet():
+    with quiet():
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
@@ -156,8 +161,8 @@ def _empty_model(folder: Path) -> Any:
             raise LLMError(what, first_line(error), "look at that file") from error
 
 
-class _quiet(warnings.catch_warnings):
-    """Libraries' warnings about a model that nobody will run are no news."""
+class quiet(warnings.catch_warnings):
+    """Libraries' warnings and progress bars in the block are kept from the user."""
 
     def __enter__(self) -> Any:
         from transformers.utils import logging
@@ -166,6 +171,7 @@ class _quiet(warnings.catch_warnings):
         warnings.simplefilter("ignore")
         self._verbosity = logging.get_verbosity()  # type: ignore[no-untyped-call]
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         return entered
 
     def __exit__(self, *error: Any) -> None:

@@ -14,7 +14,12 @@ from typing import Any, Literal
 
 import torch
 
-from llm_recipes.adapters import ADAPTER_CONFIG, adapter_name, base_of_adapter
+from llm_recipes.adapters import (
+    ADAPTER_CONFIG,
+    adapter_name,
+    base_of_adapter,
+    recorded_base,
+)
 from llm_recipes.architecture import (
     Expected,
     Shape,
@@ -24,12 +29,13 @@ from llm_recipes.architecture import (
     read_json,
 )
 from llm_recipes.checkpoints import COMPLETE, Checkpoint, find_checkpoint
+from llm_recipes.device import DTYPES, dtype_name
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.fsdp_checkpoint import fsdp_tensors
 from llm_recipes.made_folder import check_space
 from llm_recipes.model_folder import WEIGHT_INDEXES
 from llm_recipes.model_settings import copy_generation_settings, copy_tokenizer, write_config
-from llm_recipes.safetensors_writer import DTYPES, write_safetensors, written_bytes
+from llm_recipes.safetensors_writer import write_safetensors, written_bytes
 from llm_recipes.stored_weights import (
     OpenFiles,
     StoredTensor,
@@ -153,7 +159,10 @@ def write_source(
     if written.not_finite:
         shown = ", ".join(written.not_finite[:5])
         say(f"{len(written.not_finite)} tensors hold NaN or infinity ({shown}): a diverged run?")
+    trained = recorded_base(found) if (found := checkpoint.find("run.json")) else None
+    bases = dict(zip(("base", "base_digest"), trained, strict=True)) if trained else {}
     return {
+        **bases,
         "kind": checkpoint.kind,
         "checkpoint": str(checkpoint.home),
         "step": checkpoint.step,
@@ -162,7 +171,7 @@ def write_source(
         "tensors": len(source.tensors),
         "parameters": written.parameters,
         "bytes": written.bytes,
-        "dtype": str(precision).removeprefix("torch."),
+        "dtype": dtype_name(precision),
         "not_finite": len(written.not_finite),
     }
 

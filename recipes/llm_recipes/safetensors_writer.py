@@ -21,7 +21,6 @@ from llm_recipes.errors import LLMError
 from llm_recipes.progress import Progress
 from llm_recipes.stored_weights import SAFETENSORS_DTYPES, OpenFiles, StoredTensor
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{name}i": 1 << 10 * power for power, name in enumerate("KMGT", start=1)}
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
