@@ -111,8 +111,7 @@ class MemoryPrediction:
 
     def describe(self) -> str:
         """A few lines for people, in GB (1e9 bytes)."""
-        parts = ("weights", "gradients", "optimizer")
-        parts += ("activations", "logits", "buffers", "overhead")
+        parts = "weights gradients optimizer activations logits buffers overhead".split()
         shares = ", ".join(f"{name} {getattr(self, name) / GB:.2f}" for name in parts)
         return (
             f"predicted memory a process: {self.total / GB:.2f} GB\n"
