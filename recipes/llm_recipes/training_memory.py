@@ -111,7 +111,8 @@ class MemoryPrediction:
 
     def describe(self) -> str:
         """A few lines for people, in GB (1e9 bytes)."""
-        parts = "weights gradients optimizer activations logits buffers overhead".split()
+        state = ("weights", "gradients", "optimizer", "buffers", "overhead")
+        parts = (*state, "activations", "logits")
         shares = ", ".join(f"{name} {getattr(self, name) / GB:.2f}" for name in parts)
         return (
             f"predicted memory a process: {self.total / GB:.2f} GB\n"
