@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -34,10 +34,14 @@ def check_imports() -> None:
 
 
 def check_finetuning() -> None:
-    """It looks for its model; the one of 0.0.5 and later exits 0 without a word."""
-    command = [sys.executable, "-I", "-m", "llama_recipes.finetuning", "--model_name", "/no/model"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode and "/no/model" in done.stderr, done.stderr
+    """`python -m` looks for its model; with 0.0.5 and later it ends without a word."""
+    sys.argv = ["llama_recipes.finetuning", "--model_name", "/no/model"]
+    try:
+        runpy.run_module("llama_recipes.finetuning", run_name="__main__", alter_sys=True)
+    except OSError as error:
+        assert "/no/model" in str(error), error
+    else:
+        raise AssertionError("finetuning did nothing")
     print("llama-recipes: finetuning is the one that trains")
 
 
@@ -55,5 +59,5 @@ def check_quantization() -> None:
 
 if __name__ == "__main__":
     check_imports()
-    check_finetuning()
     check_quantization()
+    check_finetuning()
