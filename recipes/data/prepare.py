@@ -93,14 +93,15 @@ def prepare_data(
     from llm_recipes.record import start_record
     from llm_recipes.tokenizer_folder import load_tokenizer
 
-    record = start_record(RECIPE, {**settings, "format": format}, "cpu")
+    # The record asks torch about GPUs, and torch takes seconds to load.
+    record = None if output is None else start_record(RECIPE, settings, "cpu")
     folder, tokenizer = load_tokenizer(model)
     prepared = prepare(options, tokenizer, folder, cache_folder(), say)
     describe(prepared, options)
     show_example(prepared, tokenizer)
     if prompts is not None:
         write_prompts(prompts.expanduser(), prepared, options)
-    if output is not None:
+    if output is not None and record is not None:
         write_summary(output.expanduser(), prepared, options, record)
 
 

@@ -13,7 +13,10 @@ ROWS, BAR = 10, 40
 
 
 def length_lines(lengths: Sequence[int], max_length: int) -> list[str]:
-    """A histogram of at most ten lines: tokens, a bar, examples; a mark where they are cut off."""
+    """A histogram of at most ten lines: tokens, a bar, examples; a mark where they are cut off.
+
+    It begins at the shortest.
+    """
     longest = max(lengths)
     step = _round_up(longest / ROWS)
     counts = [0] * ((longest - 1) // step + 1)
@@ -22,6 +25,8 @@ def length_lines(lengths: Sequence[int], max_length: int) -> list[str]:
     width = len(f"{len(counts) * step:,}")
     lines = []
     for number, count in enumerate(counts):
+        if not lines and not count:
+            continue
         low, high = number * step + 1, (number + 1) * step
         bar = "█" * max(round(BAR * count / max(counts)), 1 if count else 0)
         mark = "  <- max length" if low <= max_length < min(high, longest) else ""

@@ -304,10 +304,13 @@ def _write(folder: Path, pieces: Pieces, held_out: Sequence[bool], facts: dict[s
     try:
         with new_folder(folder) as staging, _no_bars():
             for name, rows in (("train", ~mask), ("held_out", mask)):
+                if not rows.any():
+                    continue  # datasets cannot load what has no rows
                 part = table.filter(pyarrow.array(rows)).combine_chunks()
                 datasets.Dataset(part).save_to_disk(str(staging / name))
             numpy.save(staging / LENGTHS, numpy.array(pieces.lengths, dtype=numpy.int32))
-            text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+            kept = {"facts": facts, "files": _sizes(staging)}
+            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
             # Names of files may hold bytes that are not UTF-8.
             (staging / FACTS).write_bytes(text.encode("utf-8", "backslashreplace"))
     except LLMError as fault:
@@ -325,19 +328,34 @@ def example_lengths(data: PreparedData) -> list[int]:
 def _load(folder: Path) -> PreparedData | None:
     """What an earlier run has made; None if it is not there or damaged."""
     try:
-        facts = json.loads((folder / FACTS).read_bytes())
-    except (OSError, ValueError):
+        kept = json.loads((folder / FACTS).read_bytes())
+        facts = kept["facts"]
+        # Arrow maps files into memory: reading one that was cut off would end the process.
+        if _sizes(folder) != kept["files"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     import datasets
 
     try:
         with _no_bars():
-            parts = [datasets.load_from_disk(str(folder / name)) for name in ("train", "held_out")]
-    except Exception:  # of datasets, Arrow and the system, for files that somebody removed or cut
+            train = datasets.load_from_disk(str(folder / "train"))
+            held_out = (
+                datasets.load_from_disk(str(folder / "held_out"))
+                if facts["held_out"]
+                else train.select([])
+            )
+    except Exception:  # of datasets, Arrow and the system: written by another version
         return None
-    if [len(part) for part in parts] != [facts["train"], facts["held_out"]]:
-        return None
-    return PreparedData(folder, parts[0], parts[1], facts)
+    return PreparedData(folder, train, held_out, facts)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != FACTS
+    }
 
 
 @contextlib.contextmanager

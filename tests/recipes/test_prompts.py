@@ -45,6 +45,27 @@ def test_json_lines(tmp_path: Path) -> None:
     assert [(p.id, p.content) for p in prompts] == [("a", "x"), (1, chat), (3, "y")]
 
 
+def test_an_input_apart(tmp_path: Path, model_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    file = tmp_path / "p.jsonl"
+    rows = [{"prompt": "Add", "input": "{2} 3"}, {"prompt": "a", "input": ""}, {"prompt": "a"}]
+    file.write_text("\n".join(map(json.dumps, [*rows, {"prompt": "a", "input": None}])))
+    first, *others = read_prompts(None, str(file))
+    assert first.content == "Add\n\n{2} 3"
+    assert [p.content for p in others] == ["a"] * 3
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    texts = {
+        style: tokenizer.decode(render(first, tokenizer, style)[1:]).strip()
+        for style in ("raw", "chat", "alpaca")
+    }
+    assert texts["raw"] == "Add\n\n{2} 3"
+    assert texts["chat"] == "<user>Add\n\n{2} 3\n<assistant>"
+    assert "paired with an input that provides further context" in texts["alpaca"]
+    assert texts["alpaca"].endswith("### Instruction:\nAdd\n\n### Input:\n{2} 3\n\n### Response:")
+    assert "Input" not in tokenizer.decode(render(others[0], tokenizer, "alpaca"))
+
+
 @pytest.mark.parametrize(("data", "ids"), [(b'{"prompt": "x"}\n', [1]), (b"x\n\ny", [1, 3])])
 def test_standard_input(data: bytes, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -62,6 +83,7 @@ def test_standard_input(data: bytes, ids: list[int], monkeypatch: pytest.MonkeyP
         (b'{"prompt": "a", "messages": []}', "needs either prompt or messages"),
         (b'{"prompt": 1}', "prompt is not a text"),
         (b'{"prompt": " "}', "is empty"),
+        (b'{"prompt": "a", "input": 1}', "input is not a text"),
         (b'{"messages": []}', "messages are not valid"),
         (b'{"messages": [{"role": "user"}]}', "messages are not valid"),
         (b'{"id": 1.5, "prompt": "a"}', "id 1.5 is not valid"),
@@ -117,8 +139,10 @@ def test_digest_tells_prompts_apart() -> None:
         [Prompt("1", "a")],
         [Prompt(1, "b")],
         [Prompt(1, "a"), Prompt(2, "b")],
+        [Prompt(1, "a\n\nb")],
+        [Prompt(1, "a", input="b")],
     ]
-    assert len({digest(prompts) for prompts in lists}) == 4
+    assert len({digest(prompts) for prompts in lists}) == 6
 
 
 def test_exactly_one_bos(model_folder: Path) -> None:

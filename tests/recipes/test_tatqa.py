@@ -90,7 +90,12 @@ def test_no_answer_has_no_text() -> None:
 
 def test_a_table_keeps_its_columns() -> None:
     table = markdown_table([["", "a|b"], ["1\n 2"], [None, 3, "x"]])
-    assert table.split("\n") == ["|  | a\\|b |  |", "| --- | --- | --- |", "| 1 2 |  |  |", "|  | 3 | x |"]
+    assert table.split("\n") == [
+        "|  | a\\|b |  |",
+        "| --- | --- | --- |",
+        "| 1 2 |  |  |",
+        "|  | 3 | x |",
+    ]
 
 
 def test_a_context_becomes_questions() -> None:
