@@ -6,7 +6,7 @@
 
 Reads FSDP2's sharded checkpoints, DeepSpeed's of ZeRO 1, 2 and 3 (their fp32 weights), and ordinary
 ones; of an adapter's checkpoint it makes an adapter. It needs no GPU, none of the processes that
-wrote the checkpoint, and memory for blocks of 16 MB, whatever the model's size.
+wrote the checkpoint, and memory for blocks of 8 MB, whatever the model's size.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def consolidate(
 ) -> dict[str, Any]:
     """Write the model or adapter of a checkpoint into a folder that is there and empty.
 
-    Memory is bounded by a block of 16 MB whatever the model; nothing but the CPU is used, and the
+    Memory is bounded by blocks of 8 MB whatever the model; nothing but the CPU is used, and the
     packages the checkpoint was made with are not needed.
 
     Args:

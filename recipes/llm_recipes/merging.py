@@ -8,6 +8,7 @@ base's type first, and the sum again.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -91,14 +92,13 @@ def check_adapter(adapter: Path, base: Path) -> int | None:
     whole = expected_model(base)
     rows = _embedding_rows(found, whole.shapes)
     expected = expected_adapter(adapter, base, rows)
-    # PEFT also saves embeddings that were resized, whole and under the base's own names.
-    whole_weights = {
-        name
-        for name in found
-        if name not in expected
-        and name.removeprefix(PREFIX).replace(".base_layer.", ".") in {*whole.shapes, *whole.tied}
+    # PEFT also saves embeddings that were resized, as a whole and once for each wrapper.
+    names = {*whole.shapes, *whole.tied}
+    adapters = {
+        name: shape
+        for name, shape in found.items()
+        if name in expected or _base_name(name) not in names
     }
-    adapters = {name: shape for name, shape in found.items() if name not in whole_weights}
     fix = "--base MODEL: the model that the adapter was trained on"
     raise_all(name_faults(adapters, expected, f"{adapter} is no adapter of {base}", fix))
     return rows
@@ -259,10 +259,16 @@ def _adapter_shapes(adapter: Path) -> dict[str, Shape]:
 def _embedding_rows(found: Mapping[str, Shape], whole: Mapping[str, Shape]) -> int | None:
     """Rows of an embedding that is in the adapter as a whole, if the base has another number."""
     for name, shape in found.items():
-        there = whole.get(name.removeprefix(PREFIX).replace(".base_layer.", "."))
+        there = whole.get(_base_name(name))
         if there and len(there) == 2 and there[1:] == shape[1:] and there[0] != shape[0]:
             return shape[0]
     return None
+
+
+def _base_name(name: str) -> str:
+    """The base's name of a weight that an adapter's file has as a whole."""
+    name = name.removeprefix(PREFIX)
+    return re.sub(r"\.(base_layer|modules_to_save|original_module)(?=\.)", "", name)
 
 
 def _is_tied(base: Path) -> bool:

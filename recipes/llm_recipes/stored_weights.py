@@ -29,7 +29,7 @@ import torch
 from llm_recipes.errors import LLMError
 from llm_recipes.model_folder import first_line
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 23
 OPEN_FILES = 128  # the usual limit is 1024, and a checkpoint may have more shards than that
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 # https://huggingface.co/docs/safetensors: the names of types in headers.
@@ -281,16 +281,11 @@ def unreadable(path: Path, error: OSError) -> LLMError:
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> LLMError:
-    text = str(error)
-    named = re.search(
-        r"(?:Unsupported global: GLOBAL|Unsupported class|unrecognized function:?"
-        r"|instance of type|module whose) <?(?:class |function )?'?([\w.]+)",
-        text,
-    )
-    if named is None and "lobal" not in text and "reduce" not in text:
-        return cut_off(path, "it is no file of torch.save")
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named is None:
+        return cut_off(path, "it is no file of torch.save, or holds more than tensors and numbers")
     what = f"{path} is refused: it wants to run code"
-    why = f"its pickle names {named[1] if named else 'a function'}, which is no plain data"
+    why = f"its pickle names {named[1]}, which is no plain data"
     return LLMError(what, why, "take the checkpoint from a source you trust")
 
 
