@@ -23,7 +23,7 @@ def length_lines(lengths: Sequence[int], max_length: int) -> list[str]:
     for length in lengths:
         counts[(length - 1) // step] += 1
     width = len(f"{len(counts) * step:,}")
-    lines = []
+    lines: list[str] = []
     for number, count in enumerate(counts):
         if not lines and not count:
             continue

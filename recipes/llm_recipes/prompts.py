@@ -183,9 +183,11 @@ def encode(texts: Sequence[str], tokenizer: Any, plain: bool = False) -> list[li
     """
     if not texts:
         return []
-    many = tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=plain, verbose=False
-    )["input_ids"]
+    how = {"add_special_tokens": False, **({"split_special_tokens": True} if plain else {})}
+    # Many at once are several times as fast, and their ids the same.
+    given = texts[0] if len(texts) == 1 else list(texts)
+    found = tokenizer(given, **how)["input_ids"]
+    many = [found] if len(texts) == 1 else found
     bos = tokenizer.bos_token_id
     # What the tokenizer puts in front by itself; what it would put behind must not end a prompt.
     if bos is None or tokenizer("a")["input_ids"][:1] != [bos]:

@@ -255,9 +255,7 @@ def _continuation(text: str, tokenizer: Any, plain: bool) -> list[int]:
     """Ids of a text that continues another: without the space that SentencePiece puts in front."""
 
     def ids_of(piece: str) -> list[int]:
-        found = tokenizer(
-            piece, add_special_tokens=False, split_special_tokens=plain, verbose=False
-        )
+        found = tokenizer(piece, add_special_tokens=False, split_special_tokens=plain)
         return list(found["input_ids"])
 
     for anchor in ANCHORS:

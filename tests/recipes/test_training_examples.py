@@ -116,7 +116,7 @@ def task(**values: str) -> Example:
 TASKS = [
     task(),
     task(input="with this\n\nthing"),
-    task(instruction="ends in a space ", response="x y"),
+    task(instruction="ends in a space ", response="the end"),
     task(instruction="ends in a line\n", response="\n\nfoo"),
     task(instruction="ü €", response=" leading"),
     task(instruction="{braces} {instruction}", response="{0} %s"),
