@@ -10,6 +10,7 @@ IMAGE ?= llm
 VARIANT ?=
 BASE ?=
 CUDA_ARCHITECTURES ?=
+KEEP ?=
 PREFIX ?= /opt/llm
 MODULEPATH ?=
 SITE ?=
@@ -41,6 +42,7 @@ help: ## this list
 	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the GPU here" \
 	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
 	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
+	  "  KEEP=1            'make lock' leaves versions that are locked already as they are" \
 	  "  PREFIX=/opt/llm   where 'make install' puts things; MODULEPATH= the modulefiles (PREFIX/modulefiles)" \
 	  "  SITE=             site profile that the modules choose; empty: by the host's name" \
 	  "  VERSION=          which version 'make uninstall' removes; empty: this checkout's" \
@@ -132,7 +134,7 @@ uninstall: ## remove VERSION from PREFIX; images, site profiles and changed file
 	    --version $(call typed,VERSION)
 
 lock: setup venv ## refresh the locks of IMAGE (Debian and Python packages, versions and hashes)
-	@$(TOOL) image lock --image '$(IMAGE)' --variant '$(VARIANT)'
+	@$(TOOL) image lock --image '$(IMAGE)' --variant '$(VARIANT)' $(if $(KEEP),--keep)
 
 docs: venv ## build the manual into build/site (strict, no network)
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site && echo build/site/index.html

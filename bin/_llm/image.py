@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
                         "image in place of Debian's packages")
     parser.add_argument("--cuda-architectures", default="", help="such as '80 90'; empty: the site "
                         "profile's, else this machine's GPUs")
+    parser.add_argument("--keep", action="store_true", help="lock: leave versions that are locked "
+                        "already as they are, for a package more or less")
     options = parser.parse_args(arguments)
     end_like_ctrl_c()
     settings = load_settings(os.environ, str(HOME))
@@ -54,8 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "lock":
         wanted = options.variant.replace(",", " ").split()
         state = Path(settings.get("paths", "cache"))
-        report = lock_image(containers, options.image, wanted, state, find_uv(HOME))
-        lock_checkers(find_uv(HOME))
+        report = lock_image(containers, options.image, wanted, state, find_uv(HOME), options.keep)
+        if not options.keep:
+            lock_checkers(find_uv(HOME))
         print("\n".join(report) or "nothing changed")
         return 0
     if options.command == "list":

@@ -19,7 +19,8 @@ PACKAGES = {
     "trl": "trl", "datasets": "datasets", "fairscale": "fairscale.nn.model_parallel",
     "deepspeed": "deepspeed", "lm-eval": "lm_eval", "llama-cpp-python": "llama_cpp",
     "jsonargparse": "jsonargparse", "dask": "dask", "distributed": "distributed", "rich": "rich",
-    "matplotlib": "matplotlib", "bitsandbytes": "bitsandbytes", "tiktoken": "tiktoken",
+    "matplotlib": "matplotlib", "tensorboard": "tensorboard", "bitsandbytes": "bitsandbytes",
+    "tiktoken": "tiktoken",
     "sentencepiece": "sentencepiece", "gguf": "gguf",
 }
 GPU_PACKAGES = {"liger-kernel": "liger_kernel", "nvidia-ml-py": "pynvml"}

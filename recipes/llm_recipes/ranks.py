@@ -63,13 +63,13 @@ class Ranks:
         A rank that ended alone would leave the others waiting for it.
 
         Raises:
-            LLMError, ExceptionGroup: Of this rank's work, on the first rank that failed.
+            Exception: Of this rank's work, on the first rank that failed.
             SystemExit: On the others, with the status of a user's mistake.
         """
         failed: Exception | None = None
         try:
             found = work()
-        except (LLMError, ExceptionGroup) as error:
+        except Exception as error:
             failed = error
         marks = [float(failed is not None and rank == self.index) for rank in range(self.count)]
         failures = self.add_up(marks)

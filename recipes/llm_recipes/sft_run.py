@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_recipes.checkpoints import Checkpoint, checkpoint_folder, newest_checkpoint
+import torch
+
 from llm_recipes.cli import INTERRUPTED
 from llm_recipes.device import device_name, known_peak, measure_peak, memory_errors
 from llm_recipes.errors import LLMError, raise_all
@@ -23,6 +24,7 @@ from llm_recipes.metrics_log import MetricsLog, read_rows
 from llm_recipes.prepared_data import PreparedData
 from llm_recipes.ranks import Ranks
 from llm_recipes.record import start_record
+from llm_recipes.run_checkpoints import Checkpoint, checkpoint_folder, newest_checkpoint
 from llm_recipes.run_folder import RunFolder, resume_faults
 from llm_recipes.sft_arguments import StepPlan, trainer_arguments
 from llm_recipes.sft_job import Job
@@ -100,6 +102,7 @@ def train(
         if tuner.stopped is not None and tuner.state.global_step < steps:
             status = "interrupted"
             return leave(tuner, ranks, steps)
+        leave_deepspeed()
         ranks.first_does(lambda: finish(job, tuner, folder, record))
         status = "complete"
         return 0
@@ -166,6 +169,8 @@ def make_tuner(
         job.layers,
         held_out is not None,
     )
+    if choice.strategy.startswith("zero"):
+        join_deepspeed(job.device)
     ranks.say(f"loading {job.folder.path} ({job.folder.bytes / 1e9:.3g} GB)")
     with memory_errors("the model was loaded", LESS_MEMORY):
         model = load_for_training(
@@ -212,6 +217,21 @@ def make_tuner(
         train_in_fp32(tuner.model)
     tuner.work = work_of(tuner.model)
     return tuner
+
+
+def join_deepspeed(device: torch.device) -> None:
+    """Tell DeepSpeed of the process group that is there; else it counts one process."""
+    import deepspeed
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def leave_deepspeed() -> None:
+    """Let models be made whole again: under ZeRO-3 each new one is shared out among the ranks."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def last_look(tuner: FineTuner, log: MetricsLog | None) -> None:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from llm_recipes.checkpoints import checkpoint_folder, prune_checkpoints, seal_checkpoint
+from llm_recipes.run_checkpoints import checkpoint_folder, prune_checkpoints, seal_checkpoint
 from llm_recipes.device import peak_memory_bytes
 from llm_recipes.errors import LLMError
 from llm_recipes.ranks import Ranks
@@ -98,6 +98,21 @@ class FineTuner(SFTTrainer):
         self._fused = self.args.device.type == "cuda"
         if self._fused:
             _only_log_probs(self.model)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The parent's; FSDP2 on CPUs too, where accelerate would silently do DDP instead."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp_plugin_args is None or self.is_fsdp_enabled:
+            return
+        from accelerate import DistributedType
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+        state.distributed_type = DistributedType.FSDP
+        if state.mixed_precision != "no":
+            state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+        self.is_fsdp_enabled = True
 
     # Steps
 

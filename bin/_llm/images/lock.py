@@ -28,27 +28,29 @@ PYTHON_PLATFORM = "x86_64-manylinux_2_31"
 
 def lock_image(
     containers: Path, name: str, variants: Sequence[str], state: Path, uv: str,
+    keep: bool = False,
 ) -> list[str]:
     """Lock an image; return a line a changed lock for people.
 
     variants: the ones to lock, empty for all. state: folder for APT's lists. uv: the program.
+    keep: only what requirements.in demands changes; versions that are locked stay as they are.
     Debian's packages must fit the parent's exactly (libc6-dev wants its own libc6), so when they
     moved since the parent was locked, the parent's and its children's Debian packages are locked
     again too.
     """
     load_image(containers, name, (variants_of(containers, name) or [""])[0])
-    report = lock_debian(containers, name, state)
+    report = [] if keep else lock_debian(containers, name, state)
     chosen = list(variants) or variants_of(containers, name)
     unreachable = []
     for variant in sorted(chosen, key=lambda v: v != "cpu"):
         try:
-            report += lock_python(containers / name, variant, uv)
+            report += lock_python(containers / name, variant, uv, keep)
         except LLMError as error:
             # cpu must be lockable everywhere, and the others are held to what it pins.
             if variant in variants or variant == "cpu":
                 raise
             unreachable.append((variant, error.why))
-    if chosen:
+    if chosen and not keep:
         report += lock_file(containers / "build.in", containers / "build.lock", uv)
         for source in sorted((containers / name).glob("*/*.in")):
             report += lock_file(source, source.with_suffix(".lock"), uv, dependencies=False)
@@ -91,7 +93,7 @@ def lock_debian(containers: Path, name: str, state: Path) -> list[str]:
     return report
 
 
-def lock_python(folder: Path, variant: str, uv: str) -> list[str]:
+def lock_python(folder: Path, variant: str, uv: str, keep: bool = False) -> list[str]:
     """Lock the Python packages of one variant.
 
     Every variant pins what cpu pins, except torch.
@@ -102,6 +104,8 @@ def lock_python(folder: Path, variant: str, uv: str) -> list[str]:
     if variant != "cpu":
         cpu = folder / "requirements-cpu.lock"
         constraints = [f"{n}=={v}" for n, v in pins(cpu).items() if n != "torch"]
+    if keep:
+        constraints += [f"{name}=={version}" for name, version in pins(target).items()]
     return compile_lock(sources, target, uv, constraints, True,
                         f"make lock IMAGE={folder.name} VARIANT={variant}")
 
