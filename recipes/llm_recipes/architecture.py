@@ -151,9 +151,10 @@ def _empty_model(folder: Path) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         try:
-            config = AutoConfig.from_pretrained(folder)
-            config.quantization_config = None
-            del config.quantization_config
+            # Said, or transformers asks at a terminal whether to run code that a model brings.
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config  # names and shapes are those of the plain model
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         except Exception as error:  # transformers raises what it likes for values that do not fit

@@ -58,8 +58,11 @@ def fsdp_tensors(folder: Path) -> dict[str, StoredTensor]:
     metadata = _read_metadata(folder / METADATA)
     try:
         places = {
-            (key.fqn, tuple(key.offset or ())): (
-                folder / info.relative_path, int(info.offset), int(info.length)
+            # What is no tensor has no offset.
+            (key.fqn, tuple(getattr(key, "offset", None) or ())): (
+                folder / info.relative_path,
+                int(info.offset),
+                int(info.length),
             )
             for key, info in metadata.storage_data.items()
         }

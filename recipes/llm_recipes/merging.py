@@ -115,7 +115,9 @@ def load_both(base: ModelFolder, adapter: Path, rows: int | None, dtype: torch.d
         from transformers import AutoModelForCausalLM
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, weights_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                base.path, dtype=dtype, weights_only=True, trust_remote_code=False
+            )
         except Exception as error:  # safetensors and transformers raise what they like
             what = f"cannot load the model in {base.path}"
             raise LLMError(what, first_line(error), "see that its files belong together") from error
