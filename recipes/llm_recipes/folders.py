@@ -6,6 +6,7 @@ with new_folder(Path("models/tiny")) as staging:
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -33,21 +34,33 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     staging = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        yield staging
-        _flush_for_readers(staging)
-        _replace(folder, staging)
-    except OSError as error:
-        raise write_fault(folder, error) from error
-    except Exception as error:
-        failed = _as_os_error(error)  # safetensors and tokenizers
-        if failed is None:
-            raise
-        raise write_fault(folder, failed) from error
+        with write_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+            yield staging
+            _flush_for_readers(staging)
+            _replace(folder, staging)
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """Say what it means for a user that a library could not write into a folder.
+
+    Raises:
+        LLMError: For the operating system's errors, in whatever form they come.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise write_fault(folder, error) from error
+    except Exception as error:
+        failed = _as_os_error(error)
+        if failed is None:
+            raise
+        raise write_fault(folder, failed) from error
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -64,9 +77,15 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def _as_os_error(error: Exception) -> OSError | None:
-    """Return the operating system's error that a library written in Rust reports as text."""
+    """The operating system's error that safetensors and tokenizers (Rust) report as a text.
+
+    torch.save only says that writing failed.
+    """
     found = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+    if found:
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    torch_failed = isinstance(error, RuntimeError) and "failed writing file" in str(error)
+    return OSError(errno.EIO, f"torch: {error}".split("\n")[0]) if torch_failed else None
 
 
 def _flush_for_readers(folder: Path) -> None:

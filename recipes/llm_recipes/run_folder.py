@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_recipes.run_checkpoints import Checkpoint, newest_checkpoint, remove_partial_checkpoints
 from llm_recipes.errors import LLMError
 from llm_recipes.files import write_fault
 from llm_recipes.record import read_record
+from llm_recipes.run_checkpoints import Checkpoint, newest_checkpoint, remove_partial_checkpoints
 
 CHECKPOINTS, RECORD, LOCK = "checkpoints", "run.json", ".lock"
 OF_A_RUN = (CHECKPOINTS, "tensorboard", "metrics.jsonl", RECORD)

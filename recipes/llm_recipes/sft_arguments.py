@@ -92,7 +92,12 @@ def trainer_arguments(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         average_tokens_across_devices=True,
-        accelerator_config={"even_batches": False, "use_seedable_sampler": False},
+        accelerator_config={
+            "even_batches": False,
+            "use_seedable_sampler": False,
+            # Without it FSDP2 keeps whole gradients on each process between micro steps.
+            "gradient_accumulation_kwargs": {"sync_each_batch": strategy == "fsdp"},
+        },
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=device.type == "cuda",
         use_liger_kernel=bool(settings["liger"] == "on"),

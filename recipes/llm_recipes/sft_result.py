@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_recipes.consolidation import consolidate
+from llm_recipes.consolidation import Dtype, consolidate
 from llm_recipes.files import write_fault
 
 SHARD_BYTES = 5 * 10**9
 
 
 def write_result(
-    checkpoint: Path, output: Path, dtype: str, base: Path, say: Callable[[str], None]
+    checkpoint: Path, output: Path, dtype: Dtype, base: Path, say: Callable[[str], None]
 ) -> Mapping[str, Any]:
     """Write a checkpoint's weights, configuration and tokenizer into the output folder.
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from llm_recipes.cli import INTERRUPTED
+from llm_recipes.consolidation import Dtype
 from llm_recipes.device import device_name, known_peak, measure_peak, memory_errors
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.metrics_log import MetricsLog, read_rows
@@ -251,9 +252,10 @@ def finish(job: Job, tuner: FineTuner, folder: RunFolder, record: dict[str, Any]
         step = tuner.run.best_step
     say = tuner.habits.say
     source = checkpoint_folder(folder.checkpoints, step)
-    dtype = "keep" if job.settings["save_dtype"] == "base" else job.settings["save_dtype"]
-    if job.settings["method"] == "full" and dtype == "keep":
-        dtype = base_dtype(job.config)
+    dtype: Dtype = "keep"  # an adapter's
+    if job.settings["method"] == "full":
+        asked = job.settings["save_dtype"]
+        dtype = base_dtype(job.config) if asked == "base" else asked
     write_result(source, folder.path, dtype, job.folder.path, say)
     record["result"] = {"step": step, "dtype": dtype}
     write_plots(read_rows(folder.path / "metrics.jsonl"), folder.path)
@@ -266,10 +268,11 @@ def finish(job: Job, tuner: FineTuner, folder: RunFolder, record: dict[str, Any]
     say(f"{what} of step {step} in {folder.path}")
 
 
-def base_dtype(config: Mapping[str, Any]) -> str:
+def base_dtype(config: Mapping[str, Any]) -> Dtype:
     """Our name of the precision that a model's config.json names; fp32 if it names none."""
     named = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return {"bfloat16": "bf16", "float16": "fp16"}.get(named, "fp32")
+    names: dict[str, Dtype] = {"bfloat16": "bf16", "float16": "fp16"}
+    return names.get(named, "fp32")
 
 
 def describe_run(numbers: Mapping[str, Any]) -> str:

@@ -19,10 +19,11 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from llm_recipes.run_checkpoints import checkpoint_folder, prune_checkpoints, seal_checkpoint
 from llm_recipes.device import peak_memory_bytes
 from llm_recipes.errors import LLMError
+from llm_recipes.folders import write_errors
 from llm_recipes.ranks import Ranks
+from llm_recipes.run_checkpoints import checkpoint_folder, prune_checkpoints, seal_checkpoint
 from llm_recipes.stop_together import REASONS, StopWatch
 from llm_recipes.training_batches import COUNTS, NOT_LEARNED, Batches, Counts
 from llm_recipes.training_numbers import LossGuard, ModelWork, step_row
@@ -103,7 +104,7 @@ class FineTuner(SFTTrainer):
         """The parent's; FSDP2 on CPUs too, where accelerate would silently do DDP instead."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        if self.args.fsdp_plugin_args is None or self.is_fsdp_enabled:
+        if self.args.fsdp_plugin_args is None or state.fsdp_plugin is not None:
             return
         from accelerate import DistributedType
         from accelerate.utils import FullyShardedDataParallelPlugin
@@ -193,6 +194,7 @@ class FineTuner(SFTTrainer):
         """
         if "loss" not in logs:  # the parent's summary
             return
+        self.control.should_log = False
         seconds = max(time.monotonic() - self._began, 1e-9)
         self.watch.longest_step_s = max(self.watch.longest_step_s, seconds)
         loss, norm = float(logs["loss"]), logs.get("grad_norm")
@@ -228,6 +230,7 @@ class FineTuner(SFTTrainer):
 
     def evaluate(self, *unused: Any, **also_unused: Any) -> dict[str, float]:
         """Mean loss a learned token of the held-out examples; the parent's is a mean of batches."""
+        self.control.should_evaluate = False  # or it is done again at the end of the epoch
         loss = self.held_out_loss()
         if self.ranks.is_first:
             self.habits.write({"step": self.state.global_step, "held_out_loss": loss})
@@ -244,8 +247,12 @@ class FineTuner(SFTTrainer):
                 self.control.should_save = True
         return {"eval_loss": loss}
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
+        """Mean loss a learned token over all held-out examples."""
+        with torch.no_grad(), self.watch.saving():
+            return self._held_out_loss()
+
+    def _held_out_loss(self) -> float:
         """Every rank takes each n-th batch; all do equally many, as sharded models demand."""
         data, size = self.eval_dataset, self.args.per_device_eval_batch_size
         starts = range(0, len(data), size)
@@ -272,6 +279,10 @@ class FineTuner(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The parent's, and when it is on the disk, its seal; what is too old goes then."""
+        with self.watch.saving(), write_errors(Path(self.args.output_dir)):
+            self._save_whole(model, trial)
+
+    def _save_whole(self, model: Any, trial: Any) -> None:
         began = time.monotonic()
         folder = checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
         Trainer._save_checkpoint(self, model, trial)  # TRL adds a model card to each

@@ -53,6 +53,11 @@ def stop_requested() -> bool:
     return _found
 
 
+def terminated() -> bool:
+    """Whether a SIGTERM came."""
+    return _terminated
+
+
 def listen() -> None:
     """Take note of SIGTERM from now on, in place of whatever it did before.
 

@@ -9,9 +9,13 @@ every step anyway, and all of them see the sum.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -20,6 +24,8 @@ from llm_recipes import stop_signals
 REASONS = ("told to stop", "the time limit is near", "interrupted by Ctrl-C")
 TOLD, TIME_LIMIT, CTRL_C = range(3)
 SAVES_AHEAD = 2.0  # times the longest save: what leaving in time needs
+# A rank that was told to leave and has made no step for so long waits for one that is gone.
+LOST_SECONDS, LOST_STEPS = 60.0, 10.0
 
 
 class StopWatch:
@@ -36,17 +42,33 @@ class StopWatch:
         self._warned = False
         self._interrupted = False
         self._previous: Any = None
+        self._heard = time.monotonic()
+        self._busy = False
+        self._ended = threading.Event()
 
     def __enter__(self) -> StopWatch:
         stop_signals.listen()
         self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        threading.Thread(target=self._look_after, name="stop-watch", daemon=True).start()
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self._ended.set()
         signal.signal(signal.SIGINT, self._previous)
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """However long this takes, the rank is not lost."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            self._heard = time.monotonic()
+
     def wishes(self) -> list[float]:
-        """One number a reason: 1 if this rank wishes to stop for it."""
+        """One number a reason: 1 if this rank wishes to stop for it; asked for in every step."""
+        self._heard = time.monotonic()
         left = stop_signals.seconds_left()
         needed = max(self.stop_before, SAVES_AHEAD * self.longest_save_s)
         late = left is not None and self.stop_before > 0 and left - self.longest_step_s < needed
@@ -72,6 +94,19 @@ class StopWatch:
         text = os.environ.get("LLM_STOP_BEFORE", "")
         told = float(text) if text.isdigit() else 0.0
         return max(self.stop_before, told)
+
+    def _look_after(self) -> None:
+        """Leave where another rank has died and this one waits for it in a collective.
+
+        torchrun then sends a SIGTERM, which this program only remembers, and kills much later.
+        """
+        while not self._ended.wait(1.0):
+            limit = max(LOST_SECONDS, LOST_STEPS * self.longest_step_s)
+            waiting = time.monotonic() - self._heard
+            if stop_signals.terminated() and not self._busy and waiting > limit:
+                print(f"no step for {waiting:.0f} s after SIGTERM: leaving", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(128 + signal.SIGTERM)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted:  # the second time it is meant

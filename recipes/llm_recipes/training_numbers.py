@@ -135,11 +135,11 @@ class LossGuard:
             return f"the loss is {loss}"
         if grad_norm is not None and not math.isfinite(grad_norm) and not step_skipped:
             return f"the gradient's norm is {grad_norm}"
-        usual = statistics.median(self._usual) if len(self._usual) >= EXPLODED_STEPS else math.inf
+        usual = statistics.median(self._usual) if self._usual else math.inf
         if loss > EXPLODED_TIMES * usual and loss > usual + 2.0:
             self.high_steps += 1
             if self.high_steps >= EXPLODED_STEPS:
-                return f"the loss was {usual:.3g} and has been above {loss:.3g} or so since"
+                return f"the loss was about {usual:.3g} and is now {loss:.3g}"
             return None
         self.high_steps = 0
         self._usual = [*self._usual[1 - USUAL_STEPS :], loss]
