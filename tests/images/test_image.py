@@ -40,7 +40,7 @@ def test_definitions_have_what_users_expect(definition: Path, tmp_path: Path) ->
     if definition.name == "image.def":
         assert recipe.cmd or recipe.entrypoint, "no %runscript"
         assert recipe.test, "no %test"
-        assert any("LC_ALL" in line or "PATH" in line for line in recipe.environ)
+        assert any(re.match(r"\w+=", line) for line in recipe.environ), "no %environment"
 
 
 def test_labels_change_only_with_the_inputs(apptainer: list[str], cpu_image: Path) -> None:
