@@ -76,6 +76,7 @@ def finetune(
     save_dtype: Literal["base", "bf16", "fp16", "fp32"] = "base",
     plan: bool = False,
     measure_peak: bool = False,
+    measure_only: bool = False,
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> int:
@@ -132,6 +133,7 @@ def finetune(
         save_dtype: Precision of a fully tuned model's files; base: that of the base model's.
         plan: Print choices and predicted memory, and start nothing.
         measure_peak: Measure the device's FLOP/s first, for MFU (seconds).
+        measure_only: Train and write numbers, but no checkpoint and no result.
         overwrite: Start anew although the output is there.
         trust_remote_code: Run Python code that the model brings along, with your rights.
     """

@@ -96,9 +96,9 @@ class RunFolder:
             return False
         earlier = record.get("made_with") or {}
         differs = [
-            f"{name} was {earlier.get(name)!r}, now {value!r}"
+            f"{name} was {earlier[name]!r}, now {value!r}"
             for name, value in made_with.items()
-            if earlier.get(name) != value
+            if name in earlier and earlier[name] != value  # a newer version may have more options
         ]
         if differs:
             fix = "give the same settings, or --overwrite to start anew, or another --output"

@@ -198,6 +198,7 @@ def make_tuner(
             ranks=ranks,
             watch=watch,
             habits=Habits(
+                save=not o["measure_only"],
                 keep=o["keep"],
                 patience=o["patience"],
                 peak_flops=peak.flops_per_s,
@@ -256,16 +257,18 @@ def finish(job: Job, tuner: FineTuner, folder: RunFolder, record: dict[str, Any]
     if job.settings["method"] == "full":
         asked = job.settings["save_dtype"]
         dtype = base_dtype(job.config) if asked == "base" else asked
-    write_result(source, folder.path, dtype, job.folder.path, say)
-    record["result"] = {"step": step, "dtype": dtype}
+    if not job.settings["measure_only"]:
+        write_result(source, folder.path, dtype, job.folder.path, say)
+        record["result"] = {"step": step, "dtype": dtype}
     write_plots(read_rows(folder.path / "metrics.jsonl"), folder.path)
     fault = end_record(folder, record, "complete")
     if fault:
         raise LLMError(fault)
     numbers = record["metrics"]
     say(describe_run(numbers))
-    what = "model" if job.settings["method"] == "full" else "adapter"
-    say(f"{what} of step {step} in {folder.path}")
+    if not job.settings["measure_only"]:
+        what = "model" if job.settings["method"] == "full" else "adapter"
+        say(f"{what} of step {step} in {folder.path}")
 
 
 def base_dtype(config: Mapping[str, Any]) -> Dtype:
@@ -289,6 +292,9 @@ def leave(tuner: FineTuner, ranks: Ranks, steps: int) -> int:
     """After a stop: everything is saved; say how it goes on."""
 
     done = tuner.state.global_step
+    if not tuner.habits.save:
+        ranks.say(f"{tuner.stopped}: left after step {done} of {steps}")
+        return INTERRUPTED
     ranks.say(f"{tuner.stopped}: saved after step {done} of {steps}; the same command goes on")
     if tuner.stopped == REASONS[CTRL_C]:
         return INTERRUPTED

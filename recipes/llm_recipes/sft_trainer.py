@@ -58,11 +58,12 @@ class RunState:
 class Habits:
     """How a run saves, evaluates and counts.
 
-    keep: checkpoints that stay; 0: all. patience: evaluations without a better loss until it
+    save: write checkpoints. keep: those that stay; 0: all. patience: evaluations without a better loss until it
     stops; 0: never. peak_flops: of one device; None: unknown. write: takes each row of numbers,
     on rank 0. say: tells the user something, on rank 0.
     """
 
+    save: bool
     keep: int
     patience: int
     peak_flops: float | None
@@ -104,7 +105,7 @@ class FineTuner(SFTTrainer):
         """The parent's; FSDP2 on CPUs too, where accelerate would silently do DDP instead."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        if self.args.fsdp_plugin_args is None or state.fsdp_plugin is not None:
+        if self.args.fsdp_plugin_args is None or getattr(state, "fsdp_plugin", None) is not None:
             return
         from accelerate import DistributedType
         from accelerate.utils import FullyShardedDataParallelPlugin
@@ -279,6 +280,8 @@ class FineTuner(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The parent's, and when it is on the disk, its seal; what is too old goes then."""
+        if not self.habits.save:
+            return
         with self.watch.saving(), write_errors(Path(self.args.output_dir)):
             self._save_whole(model, trial)
 

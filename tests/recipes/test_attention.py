@@ -100,7 +100,8 @@ def test_varlen_equals_each_sequence_alone(family: str, window: int | None) -> N
     start = 0
     for sequence in ids:
         expected = alone(torch.tensor([sequence]), use_cache=False).logits[0]
-        torch.testing.assert_close(logits[start : start + len(sequence)], expected, atol=2e-5, rtol=0)
+        found = logits[start : start + len(sequence)]
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
         start += len(sequence)
 
 

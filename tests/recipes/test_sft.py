@@ -1,4 +1,4 @@
-"""sft.py as a user runs it: results, resuming, stopping, wrong input; on a model of 30 thousand weights."""
+"""sft.py as a user runs it: results, resuming, stopping, wrong input; on a very small model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def tune(
 
     def run(output: Path, **options: Any) -> int:
         small = {"max_length": 96, "global_batch": 8, "max_steps": 6, "learning_rate": 1e-2}
-        chosen = {"model": str(model_folder), "data": str(sums), "device": "cpu", **small, **options}
+        chosen = {"model": str(model_folder), "data": str(sums), "device": "cpu"}
+        chosen |= {**small, **options}
         status: int = recipe.finetune(output=output, **chosen)
         return status
 
@@ -72,7 +73,8 @@ def tune(
 
 
 def losses(output: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in read_rows(output / "metrics.jsonl") if "loss" in row}
+    rows = read_rows(output / "metrics.jsonl")
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
 def weights(output: Path) -> dict[str, Any]:
@@ -124,7 +126,9 @@ def test_an_adapter_with_all_that_belongs_to_it(
     assert (output / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("options", [{}, {"method": "full"}, {"packing": True, "lora_dropout": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "full"}, {"packing": True, "lora_dropout": 0.1}]
+)
 def test_the_loss_after_a_resume_is_that_of_a_run_that_went_through(
     tune: Tune, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +187,15 @@ def test_a_checkpoint_that_was_cut_short_is_never_resumed_from(
     assert "checkpoint-4 was cut short" in said and "checkpoint-5 was cut short" in said
     assert "going on after step 2" in said
     assert sorted(losses(output)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_measuring_leaves_numbers_only(tune: Tune, tmp_path: Path) -> None:
+    assert tune(tmp_path / "out", measure_only=True, save_every=2) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "run.json" in names and "loss.png" in names
+    assert not names & {"adapter_model.safetensors", "adapter_config.json"}
+    assert not list((tmp_path / "out" / "checkpoints").glob("*"))
+    assert record(tmp_path / "out")["metrics"]["saves"] == 0
 
 
 def test_other_batch_sizes_do_the_same_steps(tune: Tune, tmp_path: Path) -> None:

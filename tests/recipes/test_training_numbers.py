@@ -42,7 +42,8 @@ def test_the_formula() -> None:
     assert row["tokens_per_s"] == 4 and row["tokens_per_s_per_process"] == 1
     assert row["loss_tokens_per_s"] == 2
     assert row["mfu"] == pytest.approx(work.flops(8, 34) / 2 / 4 / 100, rel=1e-3)
-    assert step_row({"tokens": 8, "loss_tokens": 4, "squares": 34}, 2.0, work, 4, None)["mfu"] is None
+    sums = {"tokens": 8, "loss_tokens": 4, "squares": 34}
+    assert step_row(sums, 2.0, work, 4, None)["mfu"] is None
 
 
 def test_a_run_is_the_median_of_its_later_steps() -> None:
