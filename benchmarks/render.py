@@ -125,6 +125,22 @@ def speed(row: Result | None) -> str:
     return figure + (" (not compiled)" if row.get("compiled") is False else "")
 
 
+def finetune_against_peers(r: Result) -> str:
+    """Fine-tuning against other trainers."""
+    names = {"sft": "`sft.py`", "trainer": "Trainer", "trl": "TRL", "litgpt": "LitGPT",
+             "llama-recipes": "llama-recipes"}
+    lines = []
+    for row in r["rows"]:
+        found = row["contestants"]
+        rates = [f"{found[name]['tokens_per_s']:.0f}" if "ratio" in found.get(name, {}) else ""
+                 for name in names]
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({names[row['best_peer']]})"
+        lines.append(" | ".join([row["name"], *rates, ratio]))
+    header = f"CPU, fp32, {r['threads']} threads, tokens/s"
+    last = f"`sft.py` / best other (at least {r['limit']}, goal above {r['goal']:.0f})"
+    return rows(" | ".join([header, *names.values(), last]), lines)
+
+
 def machine(gpu: str) -> str:
     """The machine that this runs on, and the GPU of the results."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -141,6 +157,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
     "squashfs": squashfs,
     "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
+    "finetune_against_peers": finetune_against_peers,
 }
 
 

@@ -18,6 +18,16 @@ python3 benchmarks/squashfs.py --json "$results/squashfs.json"
 bin/llm-run --image llm-cpu python recipes/data/tiny.py --output build/demo/tiny-llama
 bin/llm-run --image llm-cpu python benchmarks/generate_against_loop.py \
     --model build/demo/tiny-llama --output "$results/generate_against_loop.json"
+# LitGPT and llama-recipes take part where they are installed: the benchmark says how.
+set --
+if bin/llm-run --image llama-recipes true >/dev/null 2>&1; then
+    set -- "$@" --llama-recipes-python "bin/llm-run --image llama-recipes python"
+fi
+if [ -x build/litgpt/bin/python ]; then
+    set -- "$@" --litgpt-python build/litgpt/bin/python
+fi
+python3 benchmarks/finetune_against_peers.py --model build/demo/tiny-llama "$@" \
+    --json "$results/finetune_against_peers.json" || passed=$?
 if nvidia-smi -L >/dev/null 2>&1; then
     bin/llm-run --gpu python benchmarks/gpu_inference.py --output "$results/gpu_inference.json"
 fi
