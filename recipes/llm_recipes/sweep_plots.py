@@ -29,11 +29,11 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
     for file in ("throughput.png", "memory.png"):
         figure, axes = _figure()
         for group in by_batch(rows):
-            label = describe(group[0].axes, names) or "measured"
-            _draw(axes, group, label.replace("$", r"\$"), file == "memory.png")
+            _draw(axes, group, describe(group[0].axes, names), file == "memory.png")
         unit = "peak memory, GB" if file == "memory.png" else "tokens/s, all processes"
         axes.set(xlabel="sequences a batch and process", ylabel=unit)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
+        axes.set_xticks(sorted({row.axes["batch_size"] for row in rows}))
         axes.grid(alpha=0.3)
         axes.legend()
         path = folder / file
@@ -57,20 +57,23 @@ def _figure() -> tuple[Any, Any]:
 
 
 def _draw(axes: Any, group: Sequence[Row], label: str, memory: bool) -> None:
+    """A line of a picture. label: the settings it is of, "" if there is only one line."""
     ran = [row for row in group if row.status == DONE]
+    start = f"{label}, " if label else ""
     batches = [row.axes["batch_size"] for row in ran]
     if not memory:
         if ran:
-            axes.plot(batches, [row.tokens_per_s for row in ran], marker="o", label=label)
+            rates = [row.tokens_per_s for row in ran]
+            axes.plot(batches, rates, marker="o", label=label or "measured")
         return
     points = [row.peak_bytes / GB if row.peak_bytes else float("nan") for row in ran]
-    (line,) = axes.plot(batches, points, marker="o", label=label)
+    (line,) = axes.plot(batches, points, marker="o", label=f"{start}measured")
     expected = [row for row in group if row.predicted_bytes]
     sizes = [row.axes["batch_size"] for row in expected]
     values = [(row.predicted_bytes or 0) / GB for row in expected]
-    axes.plot(sizes, values, linestyle="--", color=line.get_color(), label=f"{label}, predicted")
+    axes.plot(sizes, values, linestyle="--", color=line.get_color(), label=f"{start}predicted")
     over = [row for row in expected if row.status == NO_MEMORY]
     if over:
         sizes = [row.axes["batch_size"] for row in over]
         values = [(row.predicted_bytes or 0) / GB for row in over]
-        axes.plot(sizes, values, "x", color=line.get_color(), label=f"{label}, out of memory")
+        axes.plot(sizes, values, "x", color=line.get_color(), label=f"{start}out of memory")

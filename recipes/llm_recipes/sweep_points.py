@@ -31,6 +31,7 @@ AXES = {
 OWN: dict[str, Any] = {
     "plan": False,
     "overwrite": True,
+    "measure_only": True,
     "epochs": 1.0,
     "save_every": 0,
     "keep": 1,

@@ -134,9 +134,8 @@ def test_table_best_and_changes(
     assert start(*batches(4, 1), *both) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].split() == "run step s tokens/s peak GB predicted GB peak/predicted".split() + [
-        "result"
-    ]
+    heading = r"run +step s +tokens/s +peak GB +predicted GB +peak/predicted +result"
+    assert re.fullmatch(heading, lines[0])
     assert "best: checkpointing-false-batch-4, 1,300 tokens/s, 3.00 GB of GPU memory" in lines
     wanted = "checkpointing false -> true (batch 4): time per step +25 %, tokens/s -20 %, "
     assert wanted + "peak memory -53 %" in lines
@@ -257,6 +256,27 @@ def test_end_of_the_jobs_time(start: Start, tmp_path: Path) -> None:
     assert list(results(tmp_path)) == ["batch-1"]
     assert json.loads((tmp_path / NAME / "sweep.json").read_text())["status"] == "interrupted"
     assert start(*batches(1, 2, 4)) == 0
+
+
+def test_runs_that_cannot_be_started(
+    start: Start,
+    recipe: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faults = {1: "", 2: "the model does not fit: no choice", 4: "no such thing\n  why: none"}
+    monkeypatch.setattr(
+        recipe, "plan_runs", lambda s, n: [Planned(fault=faults[p["batch_size"]]) for p in s]
+    )
+    assert start(*batches(1, 2, 4)) == 0
+    assert starts(tmp_path) == ["batch-1"]
+    states = {name: row["status"] for name, row in results(tmp_path).items()}
+    assert states == {"batch-1": "done", "batch-2": "does not fit", "batch-4": "impossible"}
+    faults[1] = faults[2] = faults[4]
+    capsys.readouterr()
+    assert start(*batches(1, 2), "--output", tmp_path / "other") == 2
+    assert capsys.readouterr().err.count("no such thing") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
