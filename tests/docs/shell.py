@@ -201,7 +201,12 @@ def check_box(arguments: list[str]) -> list[str]:
 def faults_in_image(text: str) -> list[str]:
     """Programs of a small shell script that runs in the image."""
     known = HOST_PROGRAMS | IMAGE_PROGRAMS | image_programs()
-    return [f"unknown program {w[0]}" for w in split_commands(text) if w[0] not in known]
+    commands = split_commands(text)
+    faults = [f"unknown program {words[0]}" for words in commands if words[0] not in known]
+    for words in commands:
+        if words[0].startswith("python"):
+            faults += check_script(words)
+    return faults
 
 
 def check_options(path: str, arguments: list[str]) -> list[str]:
@@ -213,11 +218,15 @@ def check_options(path: str, arguments: list[str]) -> list[str]:
         for word in arguments
         if word.startswith("--") and word != "--"
     }
-    faults = []
+    faults = [
+        f"there is no file {value}"
+        for value in re.findall(r"--config[ =](recipes/\S+)", " ".join(arguments))
+        if not (HOME / value).is_file()
+    ]
     for name in sorted(given - known):
         if not (parameters and name.startswith("no_") and name[3:] in parameters):
             faults.append(f"{path} has no option --{name.replace('_', '-')}")
-    if parameters and not given & RECIPE_OPTIONS:
+    if parameters and not given & RECIPE_OPTIONS and "..." not in arguments:
         missing = [n for n, required in parameters.items() if required and n not in given]
         faults += [f"{path} needs --{name.replace('_', '-')}" for name in missing]
     return faults
