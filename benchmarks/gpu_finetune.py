@@ -19,11 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-HOME = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(HOME / "recipes"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
 from llm_recipes.cli import run_recipe
 
+HOME = Path(__file__).resolve().parents[1]
 # config.json of meta-llama/Llama-3.2-1B and meta-llama/Meta-Llama-3-8B.
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {

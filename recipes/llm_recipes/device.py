@@ -177,6 +177,12 @@ def peak_memory_bytes(device: torch.device) -> dict[str, int]:
     return peaks
 
 
+def current_host_bytes() -> int:
+    """The host's memory that this process has now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's from /proc/cpuinfo."""
     if device.type == "cuda":

@@ -19,7 +19,13 @@ import torch
 
 from llm_recipes.cli import INTERRUPTED
 from llm_recipes.consolidation import Dtype
-from llm_recipes.device import device_name, known_peak, measure_peak, memory_errors
+from llm_recipes.device import (
+    current_host_bytes,
+    device_name,
+    known_peak,
+    measure_peak,
+    memory_errors,
+)
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.metrics_log import MetricsLog, read_rows
 from llm_recipes.prepared_data import PreparedData
@@ -90,6 +96,7 @@ def train(
                 begin_record(folder, record)
                 step = resume.step if resume else 0
                 log = stack.enter_context(MetricsLog(folder.path, steps, step, board=True))
+            record["sharing"]["host_bytes_before"] = current_host_bytes()
             tuner = make_tuner(job, ranks, choice, plan, examples, watch, log)
             record["model"] = describe_model(job, tuner)
             if resume is not None:

@@ -58,9 +58,9 @@ class RunState:
 class Habits:
     """How a run saves, evaluates and counts.
 
-    save: write checkpoints. keep: those that stay; 0: all. patience: evaluations without a better loss until it
-    stops; 0: never. peak_flops: of one device; None: unknown. write: takes each row of numbers,
-    on rank 0. say: tells the user something, on rank 0.
+    save: write checkpoints. keep: those that stay; 0: all. patience: evaluations without a better
+    loss until it stops; 0: never. peak_flops: of one device; None: unknown. write: takes each row
+    of numbers, on rank 0. say: tells the user something, on rank 0.
     """
 
     save: bool

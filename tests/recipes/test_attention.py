@@ -27,7 +27,8 @@ def small_model(family: Any, attention: str, **changes: Any) -> Any:
 
 
 def packed_batch(ids: list[list[int]]) -> dict[str, Any]:
-    row = {"input_ids": sum(ids, []), "labels": sum(ids, []), "seq_lengths": [len(i) for i in ids]}
+    flat = [token for sequence in ids for token in sequence]
+    row = {"input_ids": flat, "labels": flat, "seq_lengths": [len(sequence) for sequence in ids]}
     batch = Batches(True, 0)([row])
     for name in ("counts", "labels"):
         batch.pop(name)
