@@ -24,10 +24,10 @@ from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.files import write_fault
 from llm_recipes.record import read_record, write_record
 from llm_recipes.stop_signals import UNFINISHED
+from llm_recipes.sweep_folder import check_fixed, check_folder, finished
 from llm_recipes.sweep_plan import SFT, Planned, plan_runs, recipe_function
 from llm_recipes.sweep_points import AXES, OWN, Point, combinations, fixed_settings
 from llm_recipes.sweep_report import (
-    RECIPE,
     TITLE,
     aligned,
     best_line,
@@ -51,9 +51,7 @@ from llm_recipes.sweep_runs import (
     fixed_part,
     locked,
     measure,
-    read_row,
     read_rows,
-    row_path,
     write_row,
 )
 
@@ -206,48 +204,6 @@ def check_number(points: Sequence[Point], config: Mapping[str, Any]) -> None:
         why = f"there are {len(points)}: 0 to {len(points) - 1}"
         fix = f"--array=0-{len(points) - 1}"
         raise LLMError(f"--run-index {index} names no run", why, fix)
-
-
-def check_folder(output: Path) -> None:
-    """See that the folder is new, or an earlier sweep's.
-
-    Raises:
-        LLMError: If it holds something else.
-    """
-    if output.exists() and not output.is_dir():
-        raise LLMError(f"{output} is a file", "the output is a folder", "choose another --output")
-    if not output.is_dir():
-        return
-    present = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-    record = read_record(output / TITLE) or {}
-    if present and record.get("recipe") != RECIPE:
-        why = f"it holds {', '.join(present[:5])}, and no record of a sweep"
-        raise LLMError(f"{output} is not the folder of a sweep", why, "choose another --output")
-
-
-def check_fixed(output: Path, point: Point, processes: int) -> None:
-    """See that the runs that are there can be compared with those that are to come.
-
-    Raises:
-        LLMError: If other settings differ than those that a sweep varies.
-    """
-    now = fixed_part(point, processes)
-    for row in read_rows(output):
-        differs = [
-            f"{name} was {row.fixed.get(name)!r}, now {value!r}"
-            for name, value in now.items()
-            if row.fixed.get(name) != value
-        ]
-        if differs:
-            what = f"{output} is a sweep with other settings"
-            fix = "give the same settings, or choose another --output"
-            raise LLMError(what, "; ".join(differs), fix)
-
-
-def finished(output: Path, points: Sequence[Point]) -> dict[str, Row]:
-    """Results that needn't be measured again, by name."""
-    rows = (read_row(row_path(output, point.name)) for point in points)
-    return {row.name: row for row in rows if row is not None and row.is_final}
 
 
 def make_plans(points: Sequence[Point], processes: int) -> dict[str, Planned]:
