@@ -141,6 +141,8 @@ def measure(case: Case, pythons: dict[str, list[str]], options: argparse.Namespa
             result = str(folder / f"{name}.json")
             mine = {**common, "contestant": name, "result": result}
             found = run([*python, str(PEERS / SCRIPTS[name])], mine, options.limit)
+            if "error" in found and name == "sft":
+                raise RuntimeError(f"sft.py: {found['error']}")
             if "error" in found:
                 notes[name] = found["error"]
             else:
@@ -152,8 +154,6 @@ def compare(
     case: Case, seen: dict[str, list[dict[str, Any]]], tokens: list[int], notes: dict[str, str]
 ) -> dict[str, Any]:
     """Rates and ratios of a case. Raises RuntimeError if sft.py did other work than it should."""
-    if notes.get("sft"):
-        raise RuntimeError(f"sft.py: {notes['sft']}")
     for found in seen["sft"]:
         if found["tokens"] != tokens:
             raise RuntimeError("sft.py's steps had other tokens than the peers'")
@@ -229,23 +229,27 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="folder of a Llama")
-    add("--peers", default="trainer,trl,litgpt,llama-recipes",
-        help="which, separated by commas [%(default)s]")
-    add("--python", default=f"{shlex.quote(str(HOME / 'bin/llm-run'))} --image llm-cpu python",
-        help="command that runs Python for sft.py, trainer and trl [llm-run's]")
-    add("--litgpt-python", help="Python with LitGPT [left out]")
-    add("--llama-recipes-python", help="Python with llama-recipes [left out]")
-    add("--cases", help="only cases whose names have this in them, such as 'lora, 32' [all]")
-    add("--rounds", type=int, default=3, help="times that each contestant trains [%(default)s]")
-    add("--steps", type=int, default=22, help="optimizer steps of a training [%(default)s]")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="[this process's CPUs]")
-    add("--limit", type=float, default=1200, help="seconds for a training [%(default)s]")
-    add("--work", type=Path, default=HOME / "build/benchmarks/finetune",
-        help="folder for batches, logs and outputs [%(default)s]")
-    add("--profile", action="store_true", help="measure a bare loop too")
-    add("--json", type=Path, help="write the result to this file [not written]")
+    ours = f"{shlex.quote(str(HOME / 'bin/llm-run'))} --image llm-cpu python"
+    parser.add_argument("--model", type=Path, required=True, help="folder of a Llama")
+    parser.add_argument("--peers", default="trainer,trl,litgpt,llama-recipes",
+                        help="which, separated by commas [%(default)s]")
+    parser.add_argument("--python", default=ours,
+                        help="command that runs Python for sft.py, trainer and trl [llm-run's]")
+    parser.add_argument("--litgpt-python", help="Python with LitGPT [left out]")
+    parser.add_argument("--llama-recipes-python", help="Python with llama-recipes [left out]")
+    parser.add_argument("--cases", help="only those with this in their names: 'lora, 32' [all]")
+    parser.add_argument("--rounds", type=int, default=3,
+                        help="times that each contestant trains [%(default)s]")
+    parser.add_argument("--steps", type=int, default=22,
+                        help="optimizer steps of a training [%(default)s]")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
+                        help="of a training [this process's CPUs]")
+    parser.add_argument("--limit", type=float, default=1200,
+                        help="seconds for a training [%(default)s]")
+    parser.add_argument("--work", type=Path, default=HOME / "build/benchmarks/finetune",
+                        help="folder for batches, logs and outputs [%(default)s]")
+    parser.add_argument("--profile", action="store_true", help="measure a bare loop too")
+    parser.add_argument("--json", type=Path, help="write the result to this file [not written]")
     return parser.parse_args()
 
 
