@@ -21,7 +21,7 @@ RECIPE = "finetune/sweep"
 GB = 1e9
 ALIKE = 0.02  # a smaller difference is none: short runs vary by that much
 TITLE = "sweep.json"
-COLUMNS = ("run", "step s", "tokens/s", "peak GB", "predicted GB", "peak/predicted", "result")
+COLUMNS = ("run", "step s", "tokens/s", "peak GB", "predicted", "ratio", "result")
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
@@ -80,9 +80,11 @@ def show_table(rows: Sequence[Row]) -> None:
     except ImportError:
         print(table(rows))
         return
-    drawn = Table()
+    drawn = Table(padding=(0, 0))
     for n, name in enumerate(COLUMNS):
-        drawn.add_column(name, justify="left" if n in (0, len(COLUMNS) - 1) else "right")
+        last = n == len(COLUMNS) - 1
+        justify: Any = "left" if last or not n else "right"
+        drawn.add_column(name, justify=justify, no_wrap=not last)
     leader = best(rows)
     for row in rows:
         style = "bold green" if row is leader else "" if row.status == DONE else "red"

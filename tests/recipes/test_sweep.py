@@ -134,7 +134,7 @@ def test_table_best_and_changes(
     assert start(*batches(4, 1), *both) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    heading = r"run +step s +tokens/s +peak GB +predicted GB +peak/predicted +result"
+    heading = r"run +step s +tokens/s +peak GB +predicted +ratio +result"
     assert re.fullmatch(heading, lines[0])
     assert "best: checkpointing-false-batch-4, 1,300 tokens/s, 3.00 GB of GPU memory" in lines
     wanted = "checkpointing false -> true (batch 4): time per step +25 %, tokens/s -20 %, "
