@@ -171,6 +171,8 @@ def check(settings: dict[str, Any], ranks: Ranks) -> Job:
     where = devices.choose_device(settings["device"])
     if where.type == "cuda" and ranks.count > 1:
         where = devices.choose_device(f"cuda:{ranks.local}")
+    if where.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no other
     precision = devices.choose_dtype(settings["dtype"], where)
     config = json.loads((folder.path / "config.json").read_bytes())
     settings["liger"] = liger_choice(settings, config, where)

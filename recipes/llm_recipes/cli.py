@@ -12,6 +12,7 @@ list is repeated); `--print_config` shows everything that holds.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,7 @@ def run_recipe(function: Callable[..., int | None], argv: Sequence[str] | None =
     program = Path(sys.argv[0]).name or "recipe"
     arguments = list(sys.argv[1:] if argv is None else argv)
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    _quiet_libraries()
     try:
         status = _run(function, arguments, program) or 0
         sys.stdout.flush()  # a closed pipe shows here and not after everything
@@ -105,6 +107,13 @@ def call_with_arguments(
         faults = value_faults(function, line.values, "--") + missing_faults(function, line)
         raise_all(faults or [LLMError(one_line(str(error)), fix=f"see {program} --help")])
     return result
+
+
+def _quiet_libraries() -> None:
+    """Leave out what libraries say of themselves: faults are raised in any case."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _raise_terminated(signum: int, frame: types.FrameType | None) -> NoReturn:

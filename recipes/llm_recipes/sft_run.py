@@ -8,7 +8,6 @@ recipes/finetune/sft.py tells the whole story.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -78,7 +77,7 @@ def train(
     known: dict[str, Any],
 ) -> int:
     """Train from the newest checkpoint, or from the start; whatever ends it, it is recorded."""
-    quiet_libraries()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries about each other
     o = job.settings
     resume = find_resume(folder, choice, ranks)
     steps = o["max_steps"] or steps_of(len(examples.rows), o["epochs"], o["global_batch"])
@@ -120,16 +119,6 @@ def train(
     finally:
         if ranks.is_first and status != "complete":
             end_record(folder, record, status)
-
-
-def quiet_libraries() -> None:
-    """Leave out what libraries say of each other's deprecations; faults are raised anyway."""
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("transformers", "accelerate", "bitsandbytes", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
 
 
 def find_resume(folder: RunFolder, choice: Choice, ranks: Ranks) -> Checkpoint | None:
