@@ -90,7 +90,7 @@ test-images: setup venv ## build (or find) the CPU images and test them and llm-
 
 test-recipes: setup venv
 	@$(TOOL) image build --image llm --variant cpu
-	@bin/llm-run --image llm-cpu sh tests/recipes/run.sh $(ARGS)
+	@bin/llm-run --image llm-cpu sh tests/recipes/run.sh --numprocesses 2 --dist loadfile $(ARGS)
 
 test-modules: venv ## the modules in real Environment Modules and Lmod, in bash, zsh and tcsh
 	@$(VENV)/bin/pytest tests/modules $(ARGS)
@@ -121,7 +121,7 @@ check: venv ## format, types, shell: everything that needs no image
 	@$(VENV)/bin/mypy --config-file recipes/mypy.ini $$(git ls-files 'recipes/*.py')
 	@$(VENV)/bin/shellcheck -x $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh$$' -- ':!*.md' ':!*.py')
 
-bench: setup ## measure everything that docs/performance.md states (idle machine; about 30 minutes)
+bench: setup ## measure everything that docs/performance.md states (idle machine; about an hour)
 	@$(TOOL) image build --image llm --variant cpu
 	@sh benchmarks/run.sh $(ARGS)
 

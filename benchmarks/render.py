@@ -141,6 +141,41 @@ def finetune_against_peers(r: Result) -> str:
     return rows(" | ".join([header, *names.values(), last]), lines)
 
 
+def finetune_memory(r: Result) -> str:
+    """Predicted and measured memory, and the cost of saving."""
+    tried = [row for row in r["rows"] if "ratio" in row]
+    saved = [row for row in r["rows"] if "save_s" in row]
+    memory = rows("random weights, fp32, CPU | predicted | measured | ratio", [
+        f"{row['model']}, {row['method']}{checkpointed(row)} | {row['predicted_bytes'] / 1e9:.2f} GB"
+        f" | {row['measured_bytes'] / 1e9:.2f} GB | {row['ratio']:.2f}" for row in tried])
+    saving = rows("all weights | checkpoint | saving | GB/s | from the command to its first new step",
+                  [f"{row['model']} | {row['checkpoint_bytes'] / 1e9:.2f} GB | {row['save_s']:.1f} s"
+                   f" | {row['save_bytes_per_s'] / 1e9:.2f} | {row['resume_s']:.0f} s"
+                   for row in saved])
+    return f"{memory}\n\n{saving}"
+
+
+def checkpointed(row: Result) -> str:
+    """Whether activations were computed again."""
+    return ", checkpointing" if row["checkpointing"] == "true" else ""
+
+
+def gpu_finetune(r: Result) -> str:
+    """Fine-tuning on a GPU."""
+    lines = []
+    for row in r["rows"]:
+        name = f"{row['shape']} {row['method']}, {row['row_tokens']} tokens a row"
+        if "failed" in row:
+            lines.append(f"{name} | {' '.join(row['failed'])} | | |")
+            continue
+        mfu = "" if row["mfu"] is None else f"{100 * row['mfu']:.0f} %"
+        lines.append(f"{name} | {row['tokens_per_s']:.0f} | {mfu} | "
+                     f"{(row['peak_gpu_bytes'] or 0) / 1e9:.1f} GB | "
+                     f"{(row['predicted_bytes'] or 0) / 1e9:.1f} GB")
+    header = f"{r['rows'][0].get('device', 'GPU')} | tokens/s | MFU | peak memory | predicted"
+    return rows(header, lines)
+
+
 def machine(gpu: str) -> str:
     """The machine that this runs on, and the GPU of the results."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -158,6 +193,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "squashfs": squashfs,
     "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
+    "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
 }
 
 

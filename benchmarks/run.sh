@@ -28,8 +28,11 @@ if [ -x build/litgpt/bin/python ]; then
 fi
 python3 benchmarks/finetune_against_peers.py --model build/demo/tiny-llama "$@" \
     --json "$results/finetune_against_peers.json" || passed=$?
+bin/llm-run --image llm-cpu python benchmarks/finetune_memory.py \
+    --output "$results/finetune_memory.json"
 if nvidia-smi -L >/dev/null 2>&1; then
     bin/llm-run --gpu python benchmarks/gpu_inference.py --output "$results/gpu_inference.json"
+    bin/llm-run --gpu python benchmarks/gpu_finetune.py --output "$results/gpu_finetune.json"
 fi
 python3 benchmarks/render.py "$results" docs/performance.md
 exit "$passed"
