@@ -145,13 +145,19 @@ def finetune_memory(r: Result) -> str:
     """Predicted and measured memory, and the cost of saving."""
     tried = [row for row in r["rows"] if "ratio" in row]
     saved = [row for row in r["rows"] if "save_s" in row]
-    memory = rows("random weights, fp32, CPU | predicted | measured | ratio", [
-        f"{row['model']}, {row['method']}{checkpointed(row)} | {row['predicted_bytes'] / 1e9:.2f} GB"
-        f" | {row['measured_bytes'] / 1e9:.2f} GB | {row['ratio']:.2f}" for row in tried])
-    saving = rows("all weights | checkpoint | saving | GB/s | from the command to its first new step",
-                  [f"{row['model']} | {row['checkpoint_bytes'] / 1e9:.2f} GB | {row['save_s']:.1f} s"
-                   f" | {row['save_bytes_per_s'] / 1e9:.2f} | {row['resume_s']:.0f} s"
-                   for row in saved])
+    lines = []
+    for row in tried:
+        predicted, measured = (row[f"{name}_bytes"] / 1e9 for name in ("predicted", "measured"))
+        name = f"{row['model']}, {row['method']}{checkpointed(row)}"
+        lines.append(f"{name} | {predicted:.2f} GB | {measured:.2f} GB | {row['ratio']:.2f}")
+    memory = rows("random weights, fp32, CPU | predicted | measured | ratio", lines)
+    lines = []
+    for row in saved:
+        size, rate = row["checkpoint_bytes"] / 1e9, row["save_bytes_per_s"] / 1e9
+        lines.append(f"{row['model']} | {size:.2f} GB | {row['save_s']:.1f} s | {rate:.2f} | "
+                     f"{row['resume_s']:.0f} s")
+    header = "all weights | checkpoint | saving | GB/s | from the command to its first new step"
+    saving = rows(header, lines)
     return f"{memory}\n\n{saving}"
 
 
