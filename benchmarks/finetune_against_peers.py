@@ -165,19 +165,19 @@ def compare(
             continue
         rates = [rate(found["seconds"], tokens) for found in runs]
         steps = [statistics.median(found["seconds"][1:]) for found in runs]
+        differs = same_losses(seen["sft"][0]["losses"], runs[0]["losses"], case.method, name)
         rows[name] = {
             "tokens_per_s": statistics.median(rates),
             "step_s": statistics.median(steps),
             "ratio": statistics.median(a / b for a, b in zip(ours, rates)),
-            "loss_difference": same_losses(
-                seen["sft"][0]["losses"], runs[0]["losses"], case.method, name
-            ),
+            "loss_difference": differs,
+            "same_loss": differs <= SAME_LOSS,
             "first_loss": runs[0]["losses"][0],
             "cpu_ratio": cpu_ratio(seen["sft"], runs),
             "rates": rates,
         }
     peers = {n: r for n, r in rows.items() if n not in ("sft", "loop") and "ratio" in r}
-    fair = {n: r for n, r in peers.items() if r["loss_difference"] <= SAME_LOSS}
+    fair = {n: r for n, r in peers.items() if r["same_loss"]}
     best = min(fair, key=lambda name: fair[name]["ratio"], default=None)
     return {
         "case": asdict(case), "name": case.name, "tokens_a_step": statistics.mean(tokens),
@@ -213,7 +213,7 @@ def describe(row: dict[str, Any]) -> str:
         if "note" in found:
             lines.append(f"  {name:14s} {found['note']}")
             continue
-        differs = "" if found["loss_difference"] <= SAME_LOSS else "  OTHER LOSS"
+        differs = "" if found["same_loss"] else "  OTHER LOSS"
         lines.append(
             f"  {name:14s} {found['tokens_per_s']:8.0f} tokens/s  sft/this {found['ratio']:.3f} "
             f"(by CPU time {found['cpu_ratio']:.3f})  "

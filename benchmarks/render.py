@@ -132,8 +132,8 @@ def finetune_against_peers(r: Result) -> str:
     lines = []
     for row in r["rows"]:
         found = row["contestants"]
-        rates = [f"{found[name]['tokens_per_s']:.0f}" if "ratio" in found.get(name, {}) else ""
-                 for name in names]
+        rates = [f"{one['tokens_per_s']:.0f}{'' if one['same_loss'] else ' (other loss)'}"
+                 if "ratio" in one else "" for one in (found.get(name, {}) for name in names)]
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} ({names[row['best_peer']]})"
         lines.append(" | ".join([row["name"], *rates, ratio]))
     header = f"CPU, fp32, {r['threads']} threads, tokens/s"
