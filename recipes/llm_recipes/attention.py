@@ -28,7 +28,7 @@ VARLEN = "llm_varlen"  # our name in transformers' list of implementations
 # other. Falcon has attention code of its own, and there they do.
 PACKABLE = frozenset({"gpt_neox", "llama", "mistral", "qwen2"})
 VARLEN_CAPABILITY = (8, 0)
-LARGEST_HEAD = 256  # of the flash kernels
+LARGEST_HEAD, HEAD_STEP = 256, 8  # of the flash kernels; only SDPA pads other heads for them
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,33 @@ def varlen_attention(
     if segment_lengths is None:
         segment_lengths = [query.shape[2]] * query.shape[0]
         cu_seq_lens_q = None
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in in_compute_dtype(query, key, value))
     if sliding_window is not None and sliding_window >= max(segment_lengths):
         sliding_window = None
-    use_kernel = (
-        has_varlen_kernel(q.device)
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and dropout == 0.0
-        and q.shape[-1] <= LARGEST_HEAD
-    )
-    if use_kernel:
+    if has_varlen_kernel(q.device) and dropout == 0.0 and kernel_takes(q):
         out = _by_kernel(q, k, v, segment_lengths, cu_seq_lens_q, scaling, sliding_window)
     else:
         out = _by_length(q, k, v, segment_lengths, dropout, scaling, sliding_window)
     return out.unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def in_compute_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors in the precision of autocast, where it is on.
+
+    With fp32 weights rotary embeddings make fp32 of its 16-bit queries and keys, but not of the
+    values. SDPA casts them back by itself; the kernel takes 16 bits and one type only.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+
+
+def kernel_takes(q: torch.Tensor) -> bool:
+    """Whether torch's kernel knows the precision and the size of these heads."""
+    size = q.shape[-1]
+    fits = size <= LARGEST_HEAD and size % HEAD_STEP == 0
+    return fits and q.dtype in (torch.bfloat16, torch.float16)
 
 
 def _by_kernel(

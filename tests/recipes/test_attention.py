@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llm_recipes import attention
 from llm_recipes.attention import PACKABLE, VARLEN, choose_attention, register_varlen
 from llm_recipes.errors import LLMError
 from llm_recipes.tiny_models import ARCHITECTURES, Shape, model_config
@@ -17,13 +18,13 @@ CPU = torch.device("cpu")
 LENGTHS = (7, 12, 7, 3)
 
 
-def small_model(family: Any, attention: str, **changes: Any) -> Any:
+def small_model(family: Any, implementation: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     config = model_config(family, Shape(64, 128, 2, 4, None, 300, 128))
     for name, value in changes.items():
         setattr(config, name, value)
     register_varlen()
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
 
 
 def packed_batch(ids: list[list[int]]) -> dict[str, Any]:
@@ -113,3 +114,29 @@ def test_gradients_flow_through_varlen() -> None:
         model(**packed_batch(sequences()), use_cache=False).logits.sum().backward()
         grads.append(model.model.layers[0].self_attn.k_proj.weight.grad)
     torch.testing.assert_close(*grads, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "calls"), [(64, 2), (48, 0)])  # heads of 16, and of 12
+def test_the_kernel_gets_what_it_takes(
+    hidden: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fp32 weights too: rotary embeddings make fp32 of queries and keys under autocast."""
+    from torch.nn.attention import varlen
+
+    found: list[Any] = []
+
+    def kernel(*given: Any, **options: Any) -> torch.Tensor:
+        found.append(given)
+        q, k, v, starts, _, longest, _ = given
+        assert {x.dtype for x in (q, k, v)} == {torch.bfloat16}
+        assert starts.dtype == torch.int32 and longest == max(LENGTHS)
+        return attention._by_length(q, k, v, LENGTHS, 0.0, options["scale"], None)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    model = small_model("llama", VARLEN, hidden_size=hidden, head_dim=hidden // 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(**packed_batch(sequences()), use_cache=False).logits
+        monkeypatch.setattr(attention, "has_varlen_kernel", lambda device: True)
+        logits = model(**packed_batch(sequences()), use_cache=False).logits
+    assert len(found) == calls
+    torch.testing.assert_close(logits, expected)
