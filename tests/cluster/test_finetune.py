@@ -120,10 +120,7 @@ def check_same(output: Path, expected: Path, tolerance: float) -> None:
     assert [step for step, _ in losses(output)] == list(range(1, STEPS + 1))
     one, other = weights(output), weights(expected)
     assert one.keys() == other.keys()
-    furthest = max(
-        abs(a - b) for name in one for a, b in zip(one[name], other[name])
-    )
-    assert furthest < 1e-4
+    assert max(abs(a - b) for name in one for a, b in zip(one[name], other[name])) < 1e-4
 
 
 def test_two_nodes_do_what_one_process_does(on_two_nodes: Path, alone: Path) -> None:
@@ -142,13 +139,25 @@ def test_four_nodes_with_sharded_weights_do_too(work: Desk, alone: Path) -> None
     assert not (checkpoint / "model.safetensors").exists()
 
 
-def wait_for_step(cluster: Cluster, output: Path, step: int) -> int:
-    """Wait until a run has done a step; return how far it is."""
+def wait_for_step(desk: Desk, job: str, output: Path, step: int) -> int:
+    """Wait until a job's run has done a step; return how far it is."""
 
-    def look() -> int:
-        return losses(output)[-1][0] if (output / "metrics.jsonl").exists() else 0
+    def look() -> tuple[int, str]:
+        done = losses(output) if (output / "metrics.jsonl").exists() else []
+        return done[-1][0] if done else 0, desk.cluster.job(job)["JobState"]
 
-    return cluster.wait_until(look, lambda seen: seen >= step, SLOW, f"no step {step}")
+    reached, state = desk.cluster.wait_until(
+        look,
+        lambda seen: seen[0] >= step or seen[1] not in ("PENDING", "RUNNING"),
+        SLOW, f"no step {step}",
+    )  # fmt: skip
+    assert state == "RUNNING", logs(desk, job)
+    return reached
+
+
+def logs(desk: Desk, job: str) -> str:
+    """Return what a submitted job and its starts have said."""
+    return "".join(path.read_text() for path in sorted((desk.folder / "logs").glob(f"*-{job}.*")))
 
 
 def test_a_dead_node_costs_the_steps_since_the_last_checkpoint(
@@ -158,14 +167,17 @@ def test_a_dead_node_costs_the_steps_since_the_last_checkpoint(
     cluster.set_speed("n1", "20mbit")
     options = ["--requeue", "--torchrun", "--nodes=2", "--gpus=2", "--nproc-per-node=1"]
     words = [*options, "--time=30", "--nodelist=n1,n2", "--", *sft("killed", "--strategy=ddp")]
-    job = work.submit(*words, image=TORCH, env=ONE_THREAD)
+    # The image is unpacked for such a job, and a node's /tmp counts as memory here.
+    env = {**ONE_THREAD, "LLM_LOCAL_DIR": str(cluster.shared)}
+    job = work.submit(*words, image=TORCH, env=env)
     output = work.folder / "killed"
-    reached = wait_for_step(cluster, output, 2 * SAVE_EVERY + 1)
+    reached = wait_for_step(work, job, output, 2 * SAVE_EVERY + 1)
     cluster.kill_node("n2")
     assert reached < STEPS - 2, "too late to show anything"
     cluster.wait(job, "PENDING", SLOW)
     cluster.start_node("n2")
-    cluster.wait(job, "COMPLETED", SLOW)
+    end = cluster.wait(job, ["COMPLETED", "FAILED"], SLOW)
+    assert end["JobState"] == "COMPLETED" and end["Restarts"] == "1", logs(work, job)
     log = work.read(f"logs/sft-{job}.r1.log")
     assert f"going on after step {2 * SAVE_EVERY}, from" in log, log
     check_same(output, on_two_nodes, 1e-5)
