@@ -127,7 +127,7 @@ def compatibility_faults(asked: Request, family: str | None = None) -> list[LLME
     if asked.packing and family == "falcon":
         why = "Falcon's attention sees the sequences before in the same row"
         what = "--packing true does not go with a Falcon model"
-        faults.append(LLMError(what, why, "use --packing false or auto"))
+        faults.append(LLMError(what, why, "leave it out"))
     return faults
 
 
