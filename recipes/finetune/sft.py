@@ -211,6 +211,8 @@ def liger_choice(settings: Mapping[str, Any], config: Mapping[str, Any], where: 
 
 def run(job: Job, ranks: Ranks) -> int:
     """Prepare the data, choose how to share the work, train, and write the result."""
+    import torch
+
     from llm_recipes.run_folder import RunFolder
     from llm_recipes.sft_model import load_tokenizer
     from llm_recipes.sft_records import made_with
@@ -225,6 +227,8 @@ def run(job: Job, ranks: Ranks) -> int:
 
         rows = pack_rows(rows, job.settings["max_length"])
         ranks.say(f"packing: {len(prepared.train)} examples in {len(rows)} rows")
+    if job.device.type == "cuda" and ranks.count == 1 and torch.cuda.device_count() > 1:
+        ranks.say(f"one of {torch.cuda.device_count()} GPUs is used; llm-run --torchrun uses all")
     choice = ranks.together(lambda: choose_plan(job, ranks, prepared))
     for reason in choice.reasons:
         ranks.say(reason)

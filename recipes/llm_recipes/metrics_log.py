@@ -27,10 +27,9 @@ class MetricsLog:
 
     def __init__(self, folder: Path, total_steps: int, resumed_step: int, board: bool) -> None:
         self.path = folder / NAME
-        rows = read_rows(self.path)
-        kept = [row for row in rows if row["step"] <= resumed_step]
-        if len(kept) != len(rows) or not self.path.exists():
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = [row for row in read_rows(self.path) if row["step"] <= resumed_step]
+        # In any case: behind half a line the next row would be lost.
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.rows: list[dict[str, Any]] = kept
         try:
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed at the end

@@ -59,7 +59,7 @@ def trainer_arguments(
         sharding = {"fsdp": True, "fsdp_config": fsdp_config(layer_classes, checkpointing)}
     elif strategy in ("zero2", "zero3"):
         sharding = {"deepspeed": deepspeed_config(int(strategy[-1]))}
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(Path(settings["output"]) / "checkpoints"),
         per_device_train_batch_size=plan.batch_size,
         per_device_eval_batch_size=plan.batch_size,
@@ -103,6 +103,9 @@ def trainer_arguments(
         use_liger_kernel=bool(settings["liger"] == "on"),
         **sharding,
     )
+    # One process uses one GPU: with more in sight the Trainer would split batches by threads.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def fsdp_config(layer_classes: Sequence[str], checkpointing: bool) -> dict[str, Any]:

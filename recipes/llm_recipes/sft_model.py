@@ -125,8 +125,11 @@ def adapter_settings(
     )
 
 
-def train_in_fp32(model: Any) -> None:
-    """Give trained weights fp32: TRL makes those of adapters on quantized models bf16."""
+def train_in(model: Any, dtype: torch.dtype) -> None:
+    """Give trained weights this precision.
+
+    TRL makes adapters on quantized models bf16, and PEFT those on bf16 models fp32.
+    """
     for weight in model.parameters():
-        if weight.requires_grad and weight.dtype != torch.float32 and weight.numel():
-            weight.data = weight.data.float()
+        if weight.requires_grad and weight.dtype != dtype and weight.numel():
+            weight.data = weight.data.to(dtype)

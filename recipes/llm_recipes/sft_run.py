@@ -34,7 +34,7 @@ from llm_recipes.run_checkpoints import Checkpoint, checkpoint_folder, newest_ch
 from llm_recipes.run_folder import RunFolder, resume_faults
 from llm_recipes.sft_arguments import StepPlan, trainer_arguments
 from llm_recipes.sft_job import Job
-from llm_recipes.sft_model import adapter_settings, load_for_training, train_in_fp32, weights_dtype
+from llm_recipes.sft_model import adapter_settings, load_for_training, train_in, weights_dtype
 from llm_recipes.sft_records import (
     begin_record,
     describe_data,
@@ -101,11 +101,12 @@ def train(
             if resume is not None:
                 tuner.run.resume(resume.facts)
             stack.enter_context(watch)
-            if not tuner.run.waited or tuner.run.waited < o["patience"]:
+            # Or patience was at its end when it was killed, and only the result is missing.
+            if not 0 < o["patience"] <= tuner.run.waited:
                 with memory_errors("it was training", LESS_MEMORY):
                     tuner.train(resume_from_checkpoint=str(resume.folder) if resume else None)
-            if tuner.stopped is None or tuner.state.global_step >= steps:
-                last_look(tuner, log)
+                if tuner.stopped is None or tuner.state.global_step >= steps:
+                    last_look(tuner, log)
         if tuner.stopped is not None and tuner.state.global_step < steps:
             status = "interrupted"
             return leave(tuner, ranks, steps)
@@ -168,6 +169,10 @@ def make_tuner(
     )
     if choice.strategy.startswith("zero"):
         join_deepspeed(job.device)
+    if choice.strategy == "fsdp":
+        # Or each process of a node reads all weights into its own memory: the Trainer says this
+        # only when the model is there.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     ranks.say(f"loading {job.folder.path} ({job.folder.bytes / 1e9:.3g} GB)")
     with memory_errors("the model was loaded", LESS_MEMORY):
         model = load_for_training(
@@ -211,8 +216,8 @@ def make_tuner(
             ),
             order_seed=o["seed"],
         )
-    if not o["pure_bf16"] and not choice.strategy.startswith("zero"):
-        train_in_fp32(tuner.model)
+    if not choice.strategy.startswith("zero"):
+        train_in(tuner.model, torch.bfloat16 if o["pure_bf16"] else torch.float32)
     tuner.work = work_of(tuner.model)
     return tuner
 

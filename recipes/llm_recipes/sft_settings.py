@@ -63,6 +63,10 @@ def _number_faults(settings: Mapping[str, Any]) -> list[LLMError]:
 
 def _choice_faults(settings: Mapping[str, Any]) -> list[LLMError]:
     faults = []
+    if settings["device"] not in ("auto", "cpu", "cuda"):
+        what = f"--device {settings['device']} is not possible"
+        fix = "CUDA_VISIBLE_DEVICES chooses a GPU"
+        faults.append(LLMError(what, "it is auto, cpu or cuda", fix))
     if settings["method"] == "full" and settings["target_modules"]:
         what, why = "--target-modules does not go with --method full", "it trains all weights"
         faults.append(LLMError(what, why, "leave one of them out"))

@@ -170,7 +170,8 @@ class FineTuner(SFTTrainer):
         labels = inputs.pop("labels")
         if self._fused:
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
-            return -outputs.log_probs.sum()
+            # FSDP2 hands out 16 bits, in which a sum is rough or, in fp16, infinite.
+            return -outputs.log_probs.float().sum()
         learned = labels[:, 1:] != NOT_LEARNED
         keep = torch.nn.functional.pad(learned, (0, 1))
         logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits

@@ -28,6 +28,17 @@ def test_rows_after_the_resumed_step_are_done_again(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
+def test_half_a_row_does_not_take_the_next_one_along(tmp_path: Path) -> None:
+    """A full disk cuts the last row short; the checkpoint is of the step before."""
+    with MetricsLog(tmp_path, 5, 0, board=False) as log:
+        log.write(row(1))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    with MetricsLog(tmp_path, 5, 1, board=False) as log:
+        log.write(row(2))
+    assert [r["step"] for r in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "nothing") == []
 

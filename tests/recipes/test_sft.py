@@ -225,6 +225,45 @@ def test_early_stopping_takes_the_best(
     assert record(output)["result"]["step"] == 2
     assert record(output)["metrics"]["best_held_out_loss"] == 2.0
     assert (output / "checkpoints" / "checkpoint-2").is_dir()
+    # Killed before the result was there: nothing is trained, and nothing else evaluated.
+    before = read_rows(output / "metrics.jsonl")
+    (output / "run.json").write_text(json.dumps({**record(output), "status": "running"}))
+    (output / "adapter_model.safetensors").unlink()
+    assert tune(output, max_steps=12, evaluate_every=1, patience=2, keep=1, save_every=0) == 0
+    assert record(output)["result"]["step"] == 2 and (output / "adapter_model.safetensors").exists()
+    assert read_rows(output / "metrics.jsonl") == before
+
+
+def test_worse_evaluations_without_patience_end_nothing(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_recipes.sft_trainer import FineTuner
+
+    told = iter([1.0, 2.0, 3.0, 4.0])
+    output, stop = tmp_path / "out", tmp_path / "stop"
+    options = {"max_steps": 4, "evaluate_every": 1, "save_every": 1}
+
+    def stopping(self: Any) -> float:
+        loss = next(told)
+        if loss == 2.0:
+            stop.touch()
+        return loss
+
+    monkeypatch.setattr(FineTuner, "held_out_loss", stopping)
+    monkeypatch.setenv("LLM_STOP_FILE", str(stop))
+    assert tune(output, **options) == stop_signals.UNFINISHED
+    stop.unlink()
+    monkeypatch.setattr(stop_signals, "_found", False)
+    assert tune(output, **options) == 0
+    assert list(losses(output)) == [1, 2, 3, 4] and record(output)["result"]["step"] == 4
+
+
+def test_pure_bf16_is_that_for_adapters_too(tune: Tune, tmp_path: Path) -> None:
+    import torch
+
+    assert tune(tmp_path / "out", max_steps=2, dtype="bf16", pure_bf16=True) == 0
+    kept = weights(tmp_path / "out" / "checkpoints" / "checkpoint-2")
+    assert {weight.dtype for weight in kept.values()} == {torch.bfloat16}
 
 
 def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -366,3 +405,25 @@ def test_a_full_disk_loses_nothing(
     assert (output / "adapter_model.safetensors").read_bytes() == before
     assert not list((output / "checkpoints").glob("*/complete.json"))
     assert os.environ  # the process lives
+
+@pytest.mark.parametrize("options", [{"method": "full"}, {"dtype": "bf16"}])
+def test_the_fused_head_of_gpus_does_the_same_steps(
+    options: dict[str, Any], tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_recipes import sft_trainer
+
+    tune(tmp_path / "selected", max_steps=3, **options)
+    summed = sft_trainer.FineTuner._summed_loss
+    calls = []
+
+    def fused(self: Any, *given: Any) -> Any:
+        if not calls:
+            sft_trainer._only_log_probs(self.model)
+        calls.append(1)
+        self._fused = True
+        return summed(self, *given)
+
+    monkeypatch.setattr(sft_trainer.FineTuner, "_summed_loss", fused)
+    tune(tmp_path / "fused", max_steps=3, **options)
+    expected, found = losses(tmp_path / "selected"), losses(tmp_path / "fused")
+    assert calls and found == pytest.approx(expected, rel=2e-3 if "dtype" in options else 1e-5)
