@@ -12,11 +12,13 @@ list is repeated); `--print_config` shows everything that holds.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -68,6 +70,8 @@ def run_recipe(function: Callable[..., int | None], argv: Sequence[str] | None =
         status = BROKEN_PIPE
     finally:
         signal.signal(signal.SIGTERM, previous)
+    # Ctrl-C while Python tidies up, when all is done, would be a traceback
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
 
 
@@ -114,6 +118,9 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It sets its own level when it is imported; a filter stays.
+    logging.getLogger("DeepSpeed").addFilter(lambda line: line.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries about each other
 
 
 def _raise_terminated(signum: int, frame: types.FrameType | None) -> NoReturn:

@@ -154,6 +154,24 @@ def test_signals(number: signal.Signals, status: int) -> None:
     assert "Traceback" not in error
 
 
+def test_ctrl_c_after_the_end_is_no_traceback() -> None:
+    late = "import atexit, os; atexit.register(os.kill, os.getpid(), 2)"  # as if while tidying up
+    with process(late) as running:
+        _, error = running.communicate(timeout=30)
+    assert (running.returncode, error) == (0, "")
+
+
+def test_what_libraries_say_of_themselves_is_left_out() -> None:
+    warning = (
+        "import warnings, logging; warnings.warn('old', FutureWarning)\n"
+        "    log = logging.getLogger('DeepSpeed'); log.setLevel(logging.WARNING)\n"
+        "    log.warning('no accelerator'); log.error('broken')"
+    )
+    with process(warning) as running:
+        _, error = running.communicate(timeout=30)
+    assert error == "broken\n"
+
+
 def test_reader_that_goes_away() -> None:
     with process("for i in range(10**6): print(i)") as running:
         assert running.stdout is not None
