@@ -224,15 +224,22 @@ def _chosen(asked: Request, attempt: _Try, tries: Sequence[_Try]) -> Choice:
     reasons = [_strategy_reason(asked, attempt, tries)]
     per_step = attempt.batch_size * asked.processes
     accumulation = asked.global_batch // per_step
+    largest = "the largest that fits and divides the process's share"
     reasons.append(
         f"batch: {attempt.batch_size} rows x {asked.processes} processes x {accumulation} "
-        f"micro batches = {asked.global_batch}"
+        f"micro batches = {asked.global_batch} "
+        f"({largest if asked.batch_size == 'auto' else 'asked for'})"
     )
-    if attempt.checkpointing:
+    if asked.checkpointing != "auto":
+        why = "asked for"
+    elif attempt.checkpointing:
         kept = [t for t in tries if t.strategy == attempt.strategy and not t.checkpointing]
-        why = f"without, {kept[-1].prediction.total / GB:.1f} GB" if kept else "asked for"
-        reasons.append(f"checkpointing: on ({why})")
-    reasons.append(f"memory: {need:.1f} GB predicted of {device:.1f} GB a process")
+        why = f"without, {kept[-1].prediction.total / GB:.1f} GB"
+    else:
+        why = "it fits without"
+    reasons.append(f"checkpointing: {'on' if attempt.checkpointing else 'off'} ({why})")
+    # Three digits, since a tiny model's would be 0.0.
+    reasons.append(f"memory: {need:.3g} GB predicted of {device:.3g} GB a process")
     if not _fits(attempt, asked):
         reasons.append(f"warning: {need:.1f} GB may not fit into {device:.1f} GB")
     return Choice(
