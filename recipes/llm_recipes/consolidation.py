@@ -45,6 +45,7 @@ from llm_recipes.stored_weights import (
 )
 from llm_recipes.zero_checkpoint import zero_tensors
 
+CONFIG = "config.json"
 Dtype = Literal["keep", "fp32", "bf16", "fp16"]
 Tensors = Mapping[str, StoredTensor]
 WRAPPERS = frozenset({"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"})
@@ -112,6 +113,8 @@ def read_source(given: Path, base: Path | None, say: Callable[[str], None]) -> S
         tensors = _whole_tensors(checkpoint.weights)
     tensors = _without_wrappers(tensors)
     settings = checkpoint.find(ADAPTER_CONFIG)
+    if settings and settings.parent != checkpoint.home and (checkpoint.home / CONFIG).is_file():
+        settings = None  # a model in a folder where an earlier run has left an adapter
     if settings is None and any(".lora_" in name for name in tensors):
         what = f"{checkpoint.home} holds an adapter, but no {ADAPTER_CONFIG} is with it"
         fix = f"copy the run's {ADAPTER_CONFIG} into {checkpoint.home}"
@@ -134,9 +137,11 @@ def write_source(
     needed = written_bytes(source.tensors, target)
     check_space(output, needed)
     checkpoint = source.checkpoint
+    parts = {"whole": "", "fsdp": "FSDP", "zero": "DeepSpeed"}[checkpoint.kind]
+    shards = f", from {parts} shards of {source.processes} processes" if parts else ""
     say(
         f"{'adapter' if source.adapter else 'model'} of {checkpoint.home}: {len(source.tensors)} "
-        f"tensors, {needed / 1e9:.3g} GB, from {source.processes} process(es) of {checkpoint.kind}"
+        f"tensors, {needed / 1e9:.3g} GB{shards}"
     )
     name = "adapter_model" if source.adapter else "model"
     # PEFT reads one file only.

@@ -29,6 +29,7 @@ def write_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     if not steps:
         return []
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     def curve(axes: Any, source: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
         points = [(row["step"], row[name]) for row in source if row.get(name) is not None]
@@ -51,11 +52,14 @@ def write_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
             curve(axes, rows, "held_out_loss", label="held out", marker="o")
         elif file == "throughput.png":
             curve(axes, steps, "tokens_per_s", label="without padding", linewidth=1)
-            curve(axes, steps, "loss_tokens_per_s", label="with loss", linewidth=1)
+            curve(axes, steps, "loss_tokens_per_s", label="of these, learned", linewidth=1)
         else:
             curve(axes, memory("peak_host_bytes"), "GB", label="host, first process")
             curve(axes, memory("peak_gpu_bytes"), "GB", label="GPU, first process")
         axes.set(xlabel="step", ylabel=unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if file != "loss.png":  # a rise of 0.1 % should not fill the picture
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
         written.append(_save(figure, folder / file))
