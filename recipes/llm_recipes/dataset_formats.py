@@ -27,7 +27,7 @@ from llm_recipes.dataset_files import (
     read_rows,
 )
 from llm_recipes.errors import LLMError
-from llm_recipes.examples import Columns, DataOptions, Example, Format
+from llm_recipes.examples import SKIP_BAD, Columns, DataOptions, Example, Format
 from llm_recipes.prompts import raise_some
 
 Say = Callable[[str], object]
@@ -124,7 +124,7 @@ def read_examples(
     else:
         examples = _with_ids(examples)
     if not options.skip_bad:
-        raise_some(faults)
+        raise_some(faults, SKIP_BAD)
     if not examples:
         raise_some(faults)
         raise LLMError(f"{source.name} holds no examples", "none of its contexts has a question")

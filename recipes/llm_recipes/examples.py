@@ -13,6 +13,7 @@ from llm_recipes.errors import LLMError
 from llm_recipes.prompts import Prompt, Style, no_system
 
 Format = Literal["auto", "dolly", "alpaca", "tatqa", "text", "messages", "columns"]
+SKIP_BAD = "--skip-bad leaves out the rows that can't be used"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from llm_recipes.dataset_formats import Say, Source, open_source, read_examples
 from llm_recipes.errors import LLMError
-from llm_recipes.examples import DataOptions
+from llm_recipes.examples import SKIP_BAD, DataOptions
 from llm_recipes.folders import new_folder
 from llm_recipes.model_folder import TOKENIZER_FILES
 from llm_recipes.prompts import raise_some
@@ -116,7 +116,7 @@ def _make(folder: Path, source: Source, options: DataOptions, tokenizer: Any, sa
     check_style(style, tokenizer, options.system)
     pieces, faults = collect(found.examples, options, tokenizer)
     if not options.skip_bad:
-        raise_some(faults)
+        raise_some(faults, SKIP_BAD)
     bad = [*found.bad, *faults]
     if not pieces.ids:
         raise_some(faults)

@@ -342,9 +342,16 @@ def _empty(what: str) -> LLMError:
     return LLMError(f"{what} is empty", fix="remove it, or give it a text")
 
 
-def raise_some(faults: Sequence[LLMError]) -> None:
-    """Raise the first faults of many lines together, with the number of the others."""
+def raise_some(faults: Sequence[LLMError], fix: str = "") -> None:
+    """Raise the first faults of many lines together, with the number of the others.
+
+    Args:
+        faults: One a line.
+        fix: What helps with all of them; it is said once, at the end.
+    """
     shown = list(faults[:MOST_FAULTS_SHOWN])
     if len(faults) > MOST_FAULTS_SHOWN:
         shown.append(LLMError(f"and {len(faults) - MOST_FAULTS_SHOWN} more bad lines"))
+    if shown:
+        shown[-1].fix = shown[-1].fix or fix
     raise_all(shown)

@@ -147,7 +147,7 @@ def test_bad_rows_of_all_kinds_at_once(tmp_path: Path) -> None:
     error = fault(tmp_path, text)
     assert "line 2 is not JSON" in error
     assert "line 3 has no response" in error
-    assert "and 11 more bad lines" in error
+    assert "and 11 more bad lines\n  fix: --skip-bad leaves" in error
 
 
 @pytest.mark.parametrize(
