@@ -155,6 +155,7 @@ def check(settings: dict[str, Any], ranks: Ranks) -> Job:
     from llm_recipes.attention import choose_attention, register_varlen
     from llm_recipes.lora_targets import all_linear, check_targets
     from llm_recipes.model_folder import find_model
+    from llm_recipes.run_folder import RunFolder
     from llm_recipes.sft_job import Job
     from llm_recipes.sft_model import meta_model
     from llm_recipes.sft_settings import DEFAULT_RATES, model_faults, setting_faults
@@ -165,6 +166,7 @@ def check(settings: dict[str, Any], ranks: Ranks) -> Job:
         settings["learning_rate"] = DEFAULT_RATES[settings["method"]]
     faults = setting_faults(settings)
     faults += faults_of(lambda: find_model(settings["model"]))
+    faults += faults_of(RunFolder(settings["output"]).own_record)
     faults += faults_of(lambda: devices.choose_device(settings["device"]))
     raise_all(faults)  # the others need to know model and device
     folder = find_model(settings["model"])

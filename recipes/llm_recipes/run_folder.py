@@ -65,25 +65,38 @@ class RunFolder:
                 pass
             yield
 
+    def own_record(self) -> dict[str, Any] | None:
+        """The record of the run that is there, if any; it reads only, and can be asked early.
+
+        Raises:
+            LLMError: If the folder holds something else, or is a file.
+        """
+        fix = "choose another --output"
+        try:
+            if not self.path.exists():
+                return None
+            if not self.path.is_dir():
+                raise LLMError(f"{self.path} is a file", "the output is a folder", fix)
+            present = {path.name for path in self.path.iterdir()} - {LOCK}
+        except OSError as error:
+            raise LLMError(f"cannot read {self.path}", error.strerror or "", fix) from error
+        record = read_record(self.record)
+        if record is not None and record.get("recipe") == "finetune/sft":
+            return record
+        if present - set(OF_A_RUN):
+            why = f"it holds {', '.join(sorted(present)[:5])}, and no record of a fine-tuning"
+            raise LLMError(f"{self.path} is not the folder of a run", why, fix)
+        return None
+
     def is_complete(self, made_with: Mapping[str, Any], overwrite: bool) -> bool:
         """Whether the run is finished; clears the folder if it is to be overwritten.
 
         Raises:
             LLMError: If the folder holds something else, or a run with other settings.
         """
-        if self.path.is_file():
-            fix = "choose another --output"
-            raise LLMError(f"{self.path} is a file", "the output is a folder", fix)
+        record = self.own_record()
         if not self.path.exists():
             return False
-        present = {path.name for path in self.path.iterdir()} - {LOCK}
-        record = read_record(self.record)
-        if record is None or record.get("recipe") != "finetune/sft":
-            if present - set(OF_A_RUN):
-                why = f"it holds {', '.join(sorted(present)[:5])}, and no record of a fine-tuning"
-                fix = "choose another --output"
-                raise LLMError(f"{self.path} is not the folder of a run", why, fix)
-            record = None
         if overwrite:
             for name in OF_A_RUN:
                 _remove(self.path / name)
