@@ -190,7 +190,7 @@ def check(settings: dict[str, Any], ranks: Ranks) -> Job:
     layers = tuple(sorted(empty._no_split_modules or ()))
     name = devices.dtype_name(precision)
     job = Job(settings, folder, config, where, name, chosen, tuple(targets), layers)
-    asked = request(job, ranks, settings["max_length"])
+    asked = request(job, ranks, settings["max_length"], device_bytes=0)
     faults = compatibility_faults(asked) + batch_faults(asked)
     if targets:
         faults += faults_of(lambda: check_targets(empty, targets))
@@ -231,7 +231,9 @@ def run(job: Job, ranks: Ranks) -> int:
         ranks.say(f"packing: {len(prepared.train)} examples in {len(rows)} rows")
     if job.device.type == "cuda" and ranks.count == 1 and torch.cuda.device_count() > 1:
         ranks.say(f"one of {torch.cuda.device_count()} GPUs is used; llm-run --torchrun uses all")
-    choice = ranks.together(lambda: choose_plan(job, ranks, prepared))
+    # The ranks see different numbers, and must choose the same.
+    memory = int(ranks.least(memory_bytes(job, ranks)))
+    choice = ranks.together(lambda: choose_plan(job, ranks, prepared, memory))
     for reason in choice.reasons:
         ranks.say(reason)
     if job.settings["plan"]:
@@ -289,20 +291,27 @@ def prepare_data(job: Job, tokenizer: Any, ranks: Ranks) -> PreparedData:
     return ranks.together(lambda: work(lambda text: None))
 
 
-def request(job: Job, ranks: Ranks, row_tokens: int) -> Request:
-    """What strategy.py chooses from. row_tokens: tokens of a row at most."""
+def memory_bytes(job: Job, ranks: Ranks) -> int:
+    """What this process may take; on a GPU without what other programs have there."""
     import torch
 
     from llm_recipes.device import free_memory_bytes
+    from llm_recipes.training_memory import CUDA_CONTEXT
+
+    free = free_memory_bytes(job.device)
+    if job.device.type == "cuda":  # the prediction counts the context, which is there by now
+        total: int = torch.cuda.get_device_properties(job.device).total_memory
+        return min(total, free + CUDA_CONTEXT)
+    return free // (ranks.count // ranks.nodes)
+
+
+def request(job: Job, ranks: Ranks, row_tokens: int, device_bytes: int) -> Request:
+    """What strategy.py chooses from. row_tokens: tokens of a row at most."""
     from llm_recipes.strategy import Request
 
     o = job.settings
-    if job.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(job.device).total_memory
-    else:
-        memory = free_memory_bytes(job.device) // (ranks.count // ranks.nodes)
     return Request(
-        device_bytes=memory,
+        device_bytes=device_bytes,
         method=o["method"],
         strategy=o["strategy"],
         processes=ranks.count,
@@ -323,7 +332,7 @@ def request(job: Job, ranks: Ranks, row_tokens: int) -> Request:
     )
 
 
-def choose_plan(job: Job, ranks: Ranks, prepared: PreparedData) -> Choice:
+def choose_plan(job: Job, ranks: Ranks, prepared: PreparedData, device_bytes: int) -> Choice:
     """Strategy, batch size and checkpointing from predicted memory, with the reasons."""
     from llm_recipes.memory import ModelShape
     from llm_recipes.strategy import choose
@@ -335,7 +344,7 @@ def choose_plan(job: Job, ranks: Ranks, prepared: PreparedData) -> Choice:
         shape = ModelShape.from_config(job.config)
     except ValueError:  # a family that the memory model doesn't know
         shape = None
-    return choose(shape, request(job, ranks, longest))
+    return choose(shape, request(job, ranks, longest, device_bytes))
 
 
 if __name__ == "__main__":

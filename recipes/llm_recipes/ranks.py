@@ -53,6 +53,11 @@ class Ranks:
         found: list[float] = sums.tolist()
         return found
 
+    def least(self, number: float) -> float:
+        """The smallest of all ranks' numbers."""
+        own = [number if rank == self.index else 0.0 for rank in range(self.count)]
+        return min(self.add_up(own))
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         self.add_up([0.0])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,6 +17,12 @@ from llm_recipes.consolidation import Dtype, consolidate
 from llm_recipes.files import write_fault
 
 SHARD_BYTES = 5 * 10**9
+STAGING = ".result-"
+# Beside a model's files an adapter's would be taken for part of it, and shards for other shards.
+OF_A_RESULT = re.compile(
+    r"adapter_(config\.json|model\.safetensors)|(generation_)?config\.json"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+)
 
 
 def write_result(
@@ -23,7 +30,8 @@ def write_result(
 ) -> Mapping[str, Any]:
     """Write a checkpoint's weights, configuration and tokenizer into the output folder.
 
-    An earlier result there stays as it is until every file of the new one is on the disk.
+    An earlier result there stays as it is until every file of the new one is on the disk, and then
+    goes. The run's lock is held: what another has left half-written goes too.
 
     Args:
         checkpoint: A whole checkpoint.
@@ -37,7 +45,9 @@ def write_result(
     """
     staging = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=".result-", dir=output))
+        for left in output.glob(f"{STAGING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=output))
         facts = consolidate(checkpoint, staging, dtype, SHARD_BYTES, base, say)
         files = [path for path in sorted(staging.iterdir()) if path.is_file()]
         for path in files:
@@ -45,6 +55,9 @@ def write_result(
                 os.fsync(file.fileno())
         for path in files:
             os.replace(path, output / path.name)
+        for path in output.iterdir():
+            if OF_A_RESULT.fullmatch(path.name) and path.name not in {new.name for new in files}:
+                path.unlink()
     except OSError as error:
         raise write_fault(output, error) from error
     finally:

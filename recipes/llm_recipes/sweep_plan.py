@@ -122,10 +122,10 @@ def plan_one(sft: Any, settings: Mapping[str, Any], processes: int, prepared: An
     if length not in prepared:
         tokenizer = load_tokenizer(job.folder.path, job.settings["trust_remote_code"])
         prepared[length] = sft.prepare_data(job, tokenizer, Ranks())
-    choice = sft.choose_plan(job, ranks, prepared[length])
+    memory = sft.memory_bytes(job, ranks)
+    choice = sft.choose_plan(job, ranks, prepared[length], memory)
     predicted = choice.prediction.total if choice.prediction else None
-    asked = sft.request(job, ranks, length)
-    fits = predicted is None or predicted <= BATCH_SHARE * asked.device_bytes
+    fits = predicted is None or predicted <= BATCH_SHARE * memory
     if predicted is not None and job.device.type == "cpu":
         predicted += program_bytes()
     return Planned(predicted, fits, choice.strategy, choice.checkpointing)

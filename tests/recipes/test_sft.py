@@ -296,6 +296,20 @@ def test_another_run_in_the_folder_is_refused(tune: Tune, tmp_path: Path) -> Non
     assert (foreign / "thesis.txt").read_text() == "mine"
 
 
+def test_a_result_of_another_kind_replaces_the_earlier(tune: Tune, tmp_path: Path) -> None:
+    """transformers would read an adapter that lies beside a model, and put it on."""
+    output = tmp_path / "out"
+    tune(output, max_steps=1)
+    (output / ".result-killed").mkdir()
+    (output / "notes.txt").write_text("mine")
+    assert tune(output, max_steps=1, method="full", overwrite=True) == 0
+    names = {path.name for path in output.iterdir()}
+    assert {"model.safetensors", "config.json", "notes.txt", "tokenizer_config.json"} <= names
+    assert not {"adapter_config.json", "adapter_model.safetensors", ".result-killed"} & names
+    assert tune(output, max_steps=1, overwrite=True) == 0
+    assert not (output / "model.safetensors").exists() and not (output / "config.json").exists()
+
+
 def test_everything_impossible_is_named_at_once(tune: Tune, tmp_path: Path) -> None:
     faults = faults_of(
         lambda: tune(tmp_path / "out", lora_rank=0, epochs=-1.0, held_out=0.0, evaluate_every=5)
