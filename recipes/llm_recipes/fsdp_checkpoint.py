@@ -21,6 +21,7 @@ import torch
 
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.stored_weights import (
+    ENUM_MEMBERS,
     Extent,
     Inert,
     StoredTensor,
@@ -162,7 +163,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Knows only classes that do nothing; everything else is refused before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in PLAIN_CLASSES.get(module, ()):
+        if name in PLAIN_CLASSES.get(module, ()) or f"{module}.{name}" in ENUM_MEMBERS:
             return Inert
         if module == "torch" and name == "Size":
             return torch.Size

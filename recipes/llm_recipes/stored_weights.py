@@ -77,6 +77,10 @@ class StoredTensor:
         return self.count * self.dtype.itemsize
 
 
+# Python 3.11.0 to 3.11.3 write an enum's member as getattr(class, name); the class is inert too.
+ENUM_MEMBERS = ("getattr", "builtins.getattr")
+
+
 class Inert:
     """Stands for a class that a pickle names: it keeps what it is given and does nothing."""
 
@@ -216,7 +220,8 @@ def torch_file(
     Raises:
         LLMError: If the file is damaged, or wants to run code.
     """
-    stand_ins: list[Any] = [(type("Inert", (Inert,), {}), name) for name in inert]
+    names = [*inert, *ENUM_MEMBERS]
+    stand_ins: list[Any] = [(type("Inert", (Inert,), {}), name) for name in names]
     try:
         with open(path, "rb") as file, torch.serialization.safe_globals(stand_ins):
             source: Any = file

@@ -45,6 +45,10 @@ INERT = (
 )
 
 
+# ZeroStageEnum's members, where a pickle names one instead of giving its number.
+STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3, "max_stage": 3}
+
+
 @dataclass(frozen=True)
 class _Part:
     """What a process saved of the optimizer. groups: its pieces of the fp32 weights."""
@@ -140,7 +144,8 @@ def _read_part(path: Path) -> _Part:
 
 
 def _number(value: Any) -> int:
-    return int(value.contents[0] if hasattr(value, "contents") else value)
+    given = value.contents[-1] if hasattr(value, "contents") else value
+    return STAGES[given] if isinstance(given, str) else int(given)
 
 
 def _part_faults(folder: Path, parts: Sequence[_Part]) -> list[LLMError]:

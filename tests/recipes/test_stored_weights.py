@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,19 @@ def test_classes_are_refused_or_stand_for_nothing(tmp_path: Path) -> None:
         torch_file(path)
     assert name in str(error.value)
     assert type(torch_file(path, [name])["scaler"]).__name__ == "Inert"
+
+
+class MemberOfAnEnum:
+    """Pickled as Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (pathlib.PurePosixPath, "stem")
+
+
+def test_members_of_enumerations_are_data(tmp_path: Path) -> None:
+    path = tmp_path / "states.pt"
+    torch.save({"stage": MemberOfAnEnum(), "weight": torch.ones(2)}, path)
+    with pytest.raises(LLMError, match="wants to run code"):
+        torch_file(path)
+    found = torch_file(path, ["pathlib.PurePosixPath"])
+    assert found["stage"].contents[-1] == "stem", "getattr itself was not called"
