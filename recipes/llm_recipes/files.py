@@ -60,4 +60,6 @@ def write_fault(path: Path, error: OSError) -> LLMError:
         return LLMError(
             f"cannot write {path}", "its folder does not exist", f"mkdir -p {path.parent}"
         )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason = "it, or a folder above it, is a file"
     return LLMError(f"cannot write {path}", reason, "choose another place with --output")

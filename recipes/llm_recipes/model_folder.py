@@ -77,7 +77,9 @@ def find_adapter(name: str) -> Path:
         if not weights:
             missing.append(ADAPTER_WEIGHTS[0])
         if missing:
-            raise LLMError(f"{folder} is no PEFT adapter", f"missing: {', '.join(missing)}")
+            whole = (folder / "config.json").is_file()
+            fix = "it is a whole model, and needs no other: --model takes it" if whole else ""
+            raise LLMError(f"{folder} is no PEFT adapter", f"missing: {', '.join(missing)}", fix)
         damage = _damage(weights[0])  # the one that PEFT loads
     raise_all([] if damage is None else [damage])
     return folder

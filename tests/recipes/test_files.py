@@ -29,3 +29,10 @@ def test_a_closed_folder_is_the_error(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "unlink", refuse)  # what the system says of a folder without x
     with pytest.raises(LLMError, match=r"cannot write .*a\.txt"):
         write_text(tmp_path / "nowhere" / "a.txt", "x")
+
+
+def test_a_file_in_the_way_is_named_as_that(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(LLMError) as told:
+        write_text(tmp_path / "a" / "b.txt", "x")
+    assert told.value.why == "it, or a folder above it, is a file"
