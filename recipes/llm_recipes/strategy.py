@@ -224,7 +224,7 @@ def _chosen(asked: Request, attempt: _Try, tries: Sequence[_Try]) -> Choice:
     reasons = [_strategy_reason(asked, attempt, tries)]
     per_step = attempt.batch_size * asked.processes
     accumulation = asked.global_batch // per_step
-    largest = "the largest that fits and divides the process's share"
+    largest = "the largest power of two that fits and divides the share"
     reasons.append(
         f"batch: {attempt.batch_size} rows x {asked.processes} processes x {accumulation} "
         f"micro batches = {asked.global_batch} "

@@ -36,7 +36,7 @@ def test_one_process_is_single() -> None:
     assert choice.strategy == "single"
     assert choice.batch_size * choice.accumulation == 32
     assert "one process" in choice.reasons[0]
-    assert "the largest that fits" in choice.reasons[1]
+    assert "the largest power of two that fits" in choice.reasons[1]
     assert choice.reasons[2] == "checkpointing: off (it fits without)"
     given = choose(EIGHT, ask(42, batch_size=1, checkpointing=True)).reasons
     assert given[1].endswith("(asked for)") and given[2] == "checkpointing: on (asked for)"
