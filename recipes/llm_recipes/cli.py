@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from llm_recipes.arguments import (
 from llm_recipes.errors import USER_MISTAKE, LLMError, leaves, raise_all
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141  # 128 + signal, as shells report them
+SECONDS_FOR_THE_FIRST = 10.0
 
 
 class Terminated(BaseException):
@@ -96,7 +98,7 @@ def call_with_arguments(
     line = read_command_line(function, argv)
     line.faults += config_faults(function, line)
     if line.faults:
-        raise_all(line.faults + value_faults(function, line.values, "--"))
+        _refuse(line.faults + value_faults(function, line.values, "--"))
     try:
         result: int | None = jsonargparse.auto_cli(
             function,
@@ -109,8 +111,18 @@ def call_with_arguments(
         )
     except jsonargparse.ArgumentError as error:
         faults = value_faults(function, line.values, "--") + missing_faults(function, line)
-        raise_all(faults or [LLMError(one_line(str(error)), fix=f"see {program} --help")])
+        _refuse(faults or [LLMError(one_line(str(error)), fix=f"see {program} --help")])
     return result
+
+
+def _refuse(faults: Sequence[LLMError]) -> None:
+    """Raise the faults; of the processes that torchrun started alike only the first says them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+        # torchrun ends the others when one fails, and the first must have spoken by then.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(SECONDS_FOR_THE_FIRST)
+        sys.exit(USER_MISTAKE)
+    raise_all(faults)
 
 
 def _quiet_libraries() -> None:

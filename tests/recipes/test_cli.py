@@ -128,6 +128,22 @@ def test_errors_of_the_recipe_are_printed_as_three_parts(
     assert "second\n" in error
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "unknown option --lr"), ("1", "")])
+def test_of_torchruns_processes_the_first_says_it(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def recipe(rate: float = 1.0) -> None:
+        """Take a rate."""
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("llm_recipes.cli.SECONDS_FOR_THE_FIRST", 0.0)
+    with pytest.raises(SystemExit) as end:
+        run_recipe(recipe, ["--lr", "3"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and (said in error if said else error == "")
+
+
 def process(body: str) -> subprocess.Popen[str]:
     code = (
         "import sys, time\nfrom llm_recipes.cli import run_recipe\n"
