@@ -103,7 +103,7 @@ test-cluster: setup venv ## llm-run under a real Slurm: several nodes on this ma
 	@sh tests/cluster/packages.sh
 	@$(TOOL) image build --image base
 	@$(TOOL) image build --image llm --variant cpu
-	@root=$$(sh tests/cluster/root.sh '$(SUITE)') && LLM_BOX_ROOT=$$root $(VENV)/bin/pytest tests/cluster --numprocesses 4 $(ARGS)
+	@root=$$(sh tests/cluster/root.sh '$(SUITE)') && LLM_BOX_ROOT=$$root $(VENV)/bin/pytest tests/cluster --numprocesses 4 --dist loadgroup $(ARGS)
 
 cluster-up: ## start a Slurm cluster of NODES nodes on this machine (root)
 	@sh tests/cluster/packages.sh

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -175,7 +176,9 @@ def check(settings: dict[str, Any], ranks: Ranks) -> Job:
         where = devices.choose_device(f"cuda:{ranks.local}")
     if where.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no other
-    precision = devices.choose_dtype(settings["dtype"], where)
+    earlier = {} if settings["overwrite"] else RunFolder(settings["output"]).chosen_before()
+    dtype = settings["dtype"] if settings["dtype"] != "auto" else earlier.get("dtype", "auto")
+    precision = devices.choose_dtype(dtype, where)
     config = json.loads((folder.path / "config.json").read_bytes())
     settings["liger"] = liger_choice(settings, config, where)
     devices.use_granted_cpus()
@@ -233,6 +236,10 @@ def run(job: Job, ranks: Ranks) -> int:
         ranks.say(f"one of {torch.cuda.device_count()} GPUs is used; llm-run --torchrun uses all")
     # The ranks see different numbers, and must choose the same.
     memory = int(ranks.least(memory_bytes(job, ranks)))
+    if job.settings["strategy"] == "auto" and not job.settings["overwrite"]:
+        # A requeue may land on other GPUs; what auto chose there must not lose what was done here.
+        before = RunFolder(job.output).chosen_before().get("strategy", "auto")
+        job = replace(job, settings={**job.settings, "strategy": kind_of_before(before, ranks)})
     choice = ranks.together(lambda: choose_plan(job, ranks, prepared, memory))
     for reason in choice.reasons:
         ranks.say(reason)
@@ -249,6 +256,13 @@ def run(job: Job, ranks: Ranks) -> int:
         from llm_recipes.sft_run import Examples, train
 
         return train(job, ranks, choice, Examples(tokenizer, prepared, rows), folder, known)
+
+
+def kind_of_before(before: str, ranks: Ranks) -> str:
+    """The strategy that goes on with a run's checkpoints; single and ddp are of one kind."""
+    if before in ("single", "ddp"):
+        return "single" if ranks.count == 1 else "ddp"
+    return before
 
 
 def data_options(settings: Mapping[str, Any]) -> DataOptions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,6 +41,8 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep a row, and show it."""
+        # JSON knows no NaN; what it means is said where the run ends.
+        row = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
         self.rows.append(row)
         try:
             self._file.write(json.dumps(row) + "\n")
@@ -88,7 +91,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def describe_step(row: Mapping[str, Any]) -> str:
     """A step in a few words."""
-    parts = [f"loss {row['loss']:.4f}", f"lr {row['learning_rate']:.2e}"]
+    loss = "not a number" if row["loss"] is None else f"{row['loss']:.4f}"
+    parts = [f"loss {loss}", f"lr {row['learning_rate']:.2e}"]
     if row.get("grad_norm") is not None:
         parts.append(f"|g| {row['grad_norm']:.2f}")
     parts.append(f"{row['tokens_per_s']:.0f} tokens/s")

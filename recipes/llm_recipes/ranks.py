@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from llm_recipes.errors import USER_MISTAKE, LLMError
 
 # Of a collective. The first rank prepares data and writes the final model while others wait.
 TIMEOUT = datetime.timedelta(hours=2)
+SEEN_SECONDS = 15  # for a file of another node to appear
 Found = TypeVar("Found")
 
 
@@ -111,7 +113,7 @@ class Ranks:
             return
         token = folder / ".ranks"
         self.first_does(lambda: token.write_text("here\n", encoding="utf-8"))
-        (missing,) = self.add_up([float(not token.exists())])
+        (missing,) = self.add_up([float(not _appears(token))])
         self.wait()
         if self.is_first:
             token.unlink(missing_ok=True)
@@ -123,6 +125,18 @@ class Ranks:
             )
         if missing:
             raise SystemExit(USER_MISTAKE)
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another node has just written is seen here within some seconds.
+
+    Network file systems remember for a while that a file was not there; listing its folder asks.
+    """
+    for _ in range(SEEN_SECONDS):
+        if path.exists() or (path.parent.is_dir() and path.name in os.listdir(path.parent)):
+            return True
+        time.sleep(1.0)
+    return False
 
 
 def start_ranks(use_gpus: bool) -> Ranks:
@@ -139,6 +153,13 @@ def start_ranks(use_gpus: bool) -> Ranks:
     local = _number("LOCAL_RANK", 0)
     backend = "gloo"
     if use_gpus and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise LLMError(
+                f"there is no GPU for process {local + 1} of this node",
+                f"torchrun started {_number('LOCAL_WORLD_SIZE', 1)} processes, and torch sees "
+                f"{torch.cuda.device_count()} GPU(s)",
+                "llm-run --torchrun --nproc-per-node=N with as many as there are GPUs",
+            )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(backend, timeout=TIMEOUT)

@@ -8,21 +8,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llm_recipes.errors import LLMError
 from llm_recipes.files import write_fault
 from llm_recipes.record import read_record
 from llm_recipes.run_checkpoints import Checkpoint, newest_checkpoint, remove_partial_checkpoints
+from llm_recipes.stop_signals import restarts
 
 CHECKPOINTS, RECORD, LOCK = "checkpoints", "run.json", ".lock"
 OF_A_RUN = (CHECKPOINTS, "tensorboard", "metrics.jsonl", RECORD)
 # A checkpoint of one kind can't be read by another; within a kind, the number of processes may
 # change where this says so.
 KINDS = {"single": "plain", "ddp": "plain", "fsdp": "fsdp", "zero2": "zero2", "zero3": "zero3"}
+DEAD_NODE_SECONDS = 150  # after which a server lets go of the locks of a client that is gone
 ANY_NUMBER_OF_PROCESSES = ("plain", "fsdp")
 
 
@@ -56,9 +59,9 @@ class RunFolder:
             raise write_fault(self.path, error) from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock)
             except BlockingIOError:
-                why = "it holds the lock, and two would write over each other"
+                why = f"it holds {self.path / LOCK}, and two would write over each other"
                 fix = "wait for it, or choose another --output"
                 raise LLMError(f"another run is writing to {self.path}", why, fix) from None
             except OSError:  # a file system without locks: as before there were any
@@ -87,6 +90,15 @@ class RunFolder:
             why = f"it holds {', '.join(sorted(present)[:5])}, and no record of a fine-tuning"
             raise LLMError(f"{self.path} is not the folder of a run", why, fix)
         return None
+
+    def chosen_before(self) -> dict[str, str]:
+        """What `auto` meant when this run's newest checkpoint was made; empty without one."""
+        newest = newest_checkpoint(self.checkpoints)
+        if newest is None:
+            return {}
+        made = (read_record(self.record) or {}).get("made_with") or {}
+        found = {"strategy": newest.facts.get("strategy"), "dtype": made.get("dtype")}
+        return {name: value for name, value in found.items() if isinstance(value, str)}
 
     def is_complete(self, made_with: Mapping[str, Any], overwrite: bool) -> bool:
         """Whether the run is finished; clears the folder if it is to be overwritten.
@@ -122,6 +134,23 @@ class RunFolder:
         """The newest whole checkpoint, and those that were cut short, which are removed."""
         partial = remove_partial_checkpoints(self.checkpoints)
         return newest_checkpoint(self.checkpoints), partial
+
+
+def _lock(file: IO[str]) -> None:
+    """Take a lock; a job that was put back waits for that of its node that died.
+
+    Raises:
+        BlockingIOError: If another run has it.
+    """
+    deadline = time.monotonic() + (DEAD_NODE_SECONDS if restarts() else 0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(2.0)
 
 
 def resume_faults(checkpoint: Checkpoint, strategy: str, processes: int) -> list[LLMError]:

@@ -44,7 +44,7 @@ from llm_recipes.sft_records import (
 )
 from llm_recipes.sft_result import write_result
 from llm_recipes.sft_trainer import FineTuner, Habits, RunState
-from llm_recipes.stop_signals import UNFINISHED, declare_unfinished
+from llm_recipes.stop_signals import UNFINISHED, declare_finished, declare_unfinished
 from llm_recipes.stop_together import CTRL_C, REASONS, StopWatch
 from llm_recipes.strategy import Choice
 from llm_recipes.training_batches import Batches
@@ -79,7 +79,7 @@ def train(
     """Train from the newest checkpoint, or from the start; whatever ends it, it is recorded."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries about each other
     o = job.settings
-    resume = find_resume(folder, choice, ranks)
+    resume = find_resume(folder, choice, ranks, o["lora_dropout"])
     steps = o["max_steps"] or steps_of(len(examples.rows), o["epochs"], o["global_batch"])
     plan = StepPlan(choice.batch_size, choice.accumulation, steps, round(o["warmup"] * steps))
     record = start_record(RECIPE, o, device_name(job.device))
@@ -105,13 +105,16 @@ def train(
             if not 0 < o["patience"] <= tuner.run.waited:
                 with memory_errors("it was training", LESS_MEMORY):
                     tuner.train(resume_from_checkpoint=str(resume.folder) if resume else None)
-                if tuner.stopped is None or tuner.state.global_step >= steps:
+                if tuner.stopped is None:
                     last_look(tuner, log)
         if tuner.stopped is not None and tuner.state.global_step < steps:
             status = "interrupted"
-            return leave(tuner, ranks, steps)
+            return leave(tuner, ranks, folder, steps)
         leave_deepspeed()
+        if tuner.stopped is not None:  # in the last step: the time may not be enough for the result
+            declare_unfinished()
         ranks.first_does(lambda: finish(job, tuner, folder, record))
+        declare_finished()
         status = "complete"
         return 0
     except KeyboardInterrupt:
@@ -122,22 +125,28 @@ def train(
             end_record(folder, record, status)
 
 
-def find_resume(folder: RunFolder, choice: Choice, ranks: Ranks) -> Checkpoint | None:
+def find_resume(
+    folder: RunFolder, choice: Choice, ranks: Ranks, dropout: float
+) -> Checkpoint | None:
     """The checkpoint to go on from; says what was found.
 
     Raises:
         LLMError, SystemExit: If it can't be read with this strategy or number of processes.
     """
 
-    def look() -> None:
+    def look() -> bool:
         found, partial = folder.resume_point()
         for path in partial:
             ranks.say(f"{path.name} was cut short while it was written: removed")
         if found is not None:
             ranks.say(f"going on after step {found.step}, from {found.folder}")
             raise_all(resume_faults(found, choice.strategy, ranks.count))
+            if found.facts.get("processes") != ranks.count and dropout:
+                ranks.say("note: another number of processes draws other dropout")
+        return found is not None
 
-    ranks.first_does(look)
+    if not ranks.first_decides(look):
+        return None
     return newest_checkpoint(folder.checkpoints)
 
 
@@ -151,7 +160,6 @@ def make_tuner(
     log: MetricsLog | None,
 ) -> FineTuner:
     """The model with its adapter, inside TRL's trainer."""
-
     o = job.settings
     held_out = examples.prepared.held_out if len(examples.prepared.held_out) else None
     dtype = weights_dtype(o["method"], job.compute_dtype, o["pure_bf16"], choice.strategy)
@@ -289,14 +297,15 @@ def describe_run(numbers: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def leave(tuner: FineTuner, ranks: Ranks, steps: int) -> int:
-    """After a stop: everything is saved; say how it goes on."""
-
+def leave(tuner: FineTuner, ranks: Ranks, folder: RunFolder, steps: int) -> int:
+    """After a stop: say what is saved, and how it goes on."""
     done = tuner.state.global_step
     if not tuner.habits.save:
         ranks.say(f"{tuner.stopped}: left after step {done} of {steps}")
         return INTERRUPTED
-    ranks.say(f"{tuner.stopped}: saved after step {done} of {steps}; the same command goes on")
+    newest = newest_checkpoint(folder.checkpoints)  # not the last step if its loss was suspicious
+    step = newest.step if newest else 0
+    ranks.say(f"{tuner.stopped}: saved after step {step} of {steps}; the same command goes on")
     if tuner.stopped == REASONS[CTRL_C]:
         return INTERRUPTED
     declare_unfinished()

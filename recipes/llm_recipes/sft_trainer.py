@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from llm_recipes.stop_together import REASONS, StopWatch
 from llm_recipes.training_batches import COUNTS, NOT_LEARNED, Batches, Counts
 from llm_recipes.training_numbers import LossGuard, ModelWork, step_row
 from llm_recipes.training_order import TrainingOrder
+
+SEEN_SECONDS = 60.0  # for folders of a network file system to show all files
 
 
 @dataclass
@@ -102,19 +104,25 @@ class FineTuner(SFTTrainer):
             _only_log_probs(self.model)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The parent's; FSDP2 on CPUs too, where accelerate would silently do DDP instead."""
+        """The parent's; FSDP2 on CPUs too, where accelerate would silently do DDP instead, and
+        gradients that are summed over the ranks in fp32, not in 16 bits.
+        """
         super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        if self.args.fsdp_plugin_args is None or getattr(state, "fsdp_plugin", None) is not None:
+        if self.args.fsdp_plugin_args is None:
             return
         from accelerate import DistributedType
         from accelerate.utils import FullyShardedDataParallelPlugin
 
-        state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-        state.distributed_type = DistributedType.FSDP
-        if state.mixed_precision != "no":
-            state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
-        self.is_fsdp_enabled = True
+        state = self.accelerator.state
+        if getattr(state, "fsdp_plugin", None) is None:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = DistributedType.FSDP
+            if state.mixed_precision != "no":
+                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            self.is_fsdp_enabled = True
+        policy = state.fsdp_plugin.mixed_precision_policy
+        if policy is not None:
+            state.fsdp_plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
 
     # Steps
 
@@ -290,7 +298,7 @@ class FineTuner(SFTTrainer):
         began = time.monotonic()
         folder = checkpoint_folder(Path(self.args.output_dir), self.state.global_step)
         Trainer._save_checkpoint(self, model, trial)  # TRL adds a model card to each
-        self.ranks.wait()
+        self._wait_for_files(folder)
         if self.ranks.is_first:
             seal_checkpoint(folder, {"step": self.state.global_step, **self.run.sealed()})
             best = [] if self.run.best_step is None or not self.habits.patience else [
@@ -304,6 +312,18 @@ class FineTuner(SFTTrainer):
             self.habits.write({"step": self.state.global_step, "save_s": round(seconds, 3)})
             if warning:
                 self.habits.say(warning)
+
+    def _wait_for_files(self, folder: Path) -> None:
+        """Wait until rank 0 sees what any other rank does: on NFS that may take some seconds."""
+        deadline = time.monotonic() + SEEN_SECONDS
+        while True:
+            counts = [0.0] * self.ranks.count
+            counts[self.ranks.index] = float(sum(1 for path in folder.rglob("*")))
+            counts = self.ranks.add_up(counts)
+            late = self.ranks.add_up([float(time.monotonic() > deadline)])[0] > 0
+            if counts[0] >= max(counts) or late:
+                return
+            time.sleep(1.0)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Sharded models leave their configuration here; their shards are written with the

@@ -17,6 +17,7 @@ the last one newer. Standard library only, and no Slurm in the image.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -95,6 +96,14 @@ def declare_unfinished() -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.flush()
             os.fsync(file.fileno())
+
+
+def declare_finished() -> None:
+    """Take back what `declare_unfinished` said."""
+    path = os.environ.get("LLM_UNFINISHED_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def restarts() -> int:

@@ -21,21 +21,27 @@ FIRST_STEPS = 2  # that warm up and count in no rate of a whole run
 
 @dataclass(frozen=True)
 class ModelWork:
-    """Weights that every token is multiplied with. attention_width: layers x heads x head size."""
+    """Weights that every token is multiplied with. attention_width: layers x heads x head size.
+    head: weights of the output head, which are among the others; head_trained: it is trained.
+    """
 
     trained: int
     frozen: int
     attention_width: int
+    head: int = 0
+    head_trained: bool = False
 
-    def flops(self, tokens: float, squares: float) -> float:
+    def flops(self, tokens: float, squares: float, loss_tokens: float) -> float:
         """Operations of a step, forward and backward, without recomputation.
 
         6 a trained weight and token, 4 a frozen one (it needs no gradient of its own), and
         6 x attention width x s for attention, s the sum of squared lengths over the sum of lengths
         (Chowdhery et al. 2022, appendix B, https://arxiv.org/abs/2204.02311, half for causality).
+        Logits are computed for tokens with loss only, and only there the head counts.
         """
         weights = 6.0 * self.trained + 4.0 * self.frozen
-        return weights * tokens + 6.0 * self.attention_width * squares
+        unused = (6.0 if self.head_trained else 4.0) * self.head * (tokens - loss_tokens)
+        return weights * tokens - unused + 6.0 * self.attention_width * squares
 
 
 def work_of(model: Any) -> ModelWork:
@@ -49,10 +55,18 @@ def work_of(model: Any) -> ModelWork:
                 trained += size
             else:
                 frozen += size
+    head = model.get_output_embeddings()
+    is_linear = isinstance(head, torch.nn.Linear)
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return ModelWork(trained, frozen, config.num_hidden_layers * heads * head_size)
+    return ModelWork(
+        trained,
+        frozen,
+        config.num_hidden_layers * heads * head_size,
+        head.in_features * head.out_features if is_linear else 0,
+        is_linear and head.weight.requires_grad,
+    )
 
 
 def step_row(
@@ -72,7 +86,8 @@ def step_row(
         peak_flops: Operations a second of one device at best; None: unknown.
     """
     rate = sums["tokens"] / seconds
-    achieved = work.flops(sums["tokens"], sums["squares"]) / seconds / processes
+    work_done = work.flops(sums["tokens"], sums["squares"], sums["loss_tokens"])
+    achieved = work_done / seconds / processes
     return {
         "step_s": round(seconds, 6),
         "tokens": int(sums["tokens"]),

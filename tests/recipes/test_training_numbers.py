@@ -37,13 +37,20 @@ def test_frozen_weights_and_adapters_count_apart() -> None:
 def test_the_formula() -> None:
     work = ModelWork(trained=10, frozen=100, attention_width=8)
     # Two sequences of 3 and 5 tokens: s = (9 + 25) / 8.
-    assert work.flops(8, 34) == 6 * 10 * 8 + 4 * 100 * 8 + 6 * 8 * (34 / 8) * 8
+    assert work.flops(8, 34, 4) == 6 * 10 * 8 + 4 * 100 * 8 + 6 * 8 * (34 / 8) * 8
     row = step_row({"tokens": 8, "loss_tokens": 4, "squares": 34}, 2.0, work, 4, 100.0)
     assert row["tokens_per_s"] == 4 and row["tokens_per_s_per_process"] == 1
     assert row["loss_tokens_per_s"] == 2
-    assert row["mfu"] == pytest.approx(work.flops(8, 34) / 2 / 4 / 100, rel=1e-3)
+    assert row["mfu"] == pytest.approx(work.flops(8, 34, 4) / 2 / 4 / 100, rel=1e-3)
     sums = {"tokens": 8, "loss_tokens": 4, "squares": 34}
     assert step_row(sums, 2.0, work, 4, None)["mfu"] is None
+
+
+def test_the_head_counts_where_something_is_learned() -> None:
+    model = AutoModelForCausalLM.from_config(model_config("llama", Shape(64, 128, 2, 4, None, 300)))
+    work = work_of(model)
+    assert work.head == 300 * 64 and work.head_trained
+    assert work.flops(8, 0, 8) - work.flops(8, 0, 5) == 6 * 300 * 64 * 3
 
 
 def test_a_run_is_the_median_of_its_later_steps() -> None:
