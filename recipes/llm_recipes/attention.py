@@ -190,27 +190,21 @@ def _by_length(
 ) -> torch.Tensor:
     """Sequences of one length are a batch of their own; tensors are (tokens, heads, head size)."""
     groups: dict[int, list[int]] = defaultdict(list)
-    start = 0
-    for length in lengths:
-        groups[length].append(start)
-        start += length
+    for number, length in enumerate(lengths):
+        groups[length].append(number)
     if len(groups) == 1:  # one sequence, or all of one length: no copies
         length = lengths[0]
         a, b, c = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
         return _attend(a, b, c, dropout, scaling, window).transpose(1, 2).flatten(0, 1)
-    pieces, order = [], []
-    for length, begins in groups.items():
-        if len(begins) == 1:
-            rows = [x[begins[0] : begins[0] + length].unsqueeze(0) for x in (q, k, v)]
-            order.append(torch.arange(begins[0], begins[0] + length))
-        else:
-            index = torch.tensor(begins)[:, None] + torch.arange(length)
-            order.append(index.flatten())
-            rows = [x[index.to(x.device)] for x in (q, k, v)]
+    # Split and not sliced: each slice's gradient would be a tensor of the whole row.
+    pieces = [x.split(list(lengths)) for x in (q, k, v)]
+    found: dict[int, torch.Tensor] = {}
+    for numbers in groups.values():
+        rows = (torch.stack([x[number] for number in numbers]) for x in pieces)
         a, b, c = (x.transpose(1, 2) for x in rows)
-        pieces.append(_attend(a, b, c, dropout, scaling, window).transpose(1, 2).flatten(0, 1))
-    back = torch.cat(order).argsort().to(q.device)
-    return torch.cat(pieces).index_select(0, back)
+        outputs = _attend(a, b, c, dropout, scaling, window).transpose(1, 2)
+        found.update(zip(numbers, outputs.unbind(0), strict=True))
+    return torch.cat([found[number] for number in range(len(lengths))])
 
 
 def _attend(
