@@ -26,13 +26,14 @@ SHOWN = 12
 class Expected:
     """Names and shapes. tied: names that are another's weights, by name, and whose they are.
 
-    computed: buffers that are not saved. renamed_on_disk: transformers saves this architecture
-    under other names than its modules have.
+    computed: buffers that are not saved. names_on_disk: what transformers calls weights in files,
+    where that is not the module's name. renamed_on_disk: it also splits or merges some there.
     """
 
     shapes: Mapping[str, Shape]
     tied: Mapping[str, str]
     computed: frozenset[str]
+    names_on_disk: Mapping[str, str]
     renamed_on_disk: bool
 
 
@@ -43,18 +44,34 @@ def expected_model(folder: Path) -> Expected:
         LLMError: If transformers knows no such causal language model by itself.
     """
     model = _empty_model(folder)
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange
-
     state = model.state_dict()
+    renamed, whole = disk_names(model, state)
     tied = {name: of for name, of in model.all_tied_weights_keys.items() if name in state}
-    changes = get_model_conversion_mapping(model, add_legacy=False)
     return Expected(
         {name: tuple(value.shape) for name, value in state.items() if name not in tied},
         tied,
         frozenset(name for name, _ in model.named_buffers() if name not in state),
-        any(not isinstance(change, PrefixChange) for change in changes),
+        renamed,
+        not whole,
     )
+
+
+def disk_names(model: Any, state: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
+    """What transformers calls weights in files, where that is not the name in the state dict.
+
+    Args:
+        model: A model of transformers.
+        state: Its state dict.
+
+    Returns:
+        Names in files by name, and whether that is all: others may be split or merged there.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    # The same tensor under another name; those that are split or merged are no longer the same.
+    files = {id(value): n for n, value in revert_weight_conversion(model, dict(state)).items()}
+    known = {name: files[id(value)] for name, value in state.items() if id(value) in files}
+    return {n: other for n, other in known.items() if n != other}, len(known) == len(state)
 
 
 def expected_adapter(

@@ -236,12 +236,13 @@ def _model_source(
     if tensors and all(name.startswith("base_model.model.") for name in tensors):
         tensors = {n.removeprefix("base_model.model."): t for n, t in tensors.items()}
     expected = expected_model(config.parent)
-    found = _one_of_tied(tensors, expected)
+    in_memory = {disk: name for name, disk in expected.names_on_disk.items()}
+    found = _one_of_tied({in_memory.get(n, n): t for n, t in tensors.items()}, expected)
     found = {n: t for n, t in found.items() if n not in expected.computed}
     what = f"the weights in {checkpoint.weights} are not those of the model in {config}"
     fix = "is it the checkpoint's own config.json? if the run has another base: --base MODEL"
     raise_all(name_faults(_shapes(found), expected.shapes, what, fix))
-    ordered = {name: found[name] for name in expected.shapes}
+    ordered = {expected.names_on_disk.get(name, name): found[name] for name in expected.shapes}
     return Source(checkpoint, ordered, processes, None, config, expected.renamed_on_disk)
 
 

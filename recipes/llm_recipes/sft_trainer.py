@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
+from llm_recipes.architecture import disk_names
 from llm_recipes.device import peak_memory_bytes
 from llm_recipes.errors import LLMError
 from llm_recipes.folders import write_errors
@@ -312,6 +314,30 @@ class FineTuner(SFTTrainer):
             self.habits.write({"step": self.state.global_step, "save_s": round(seconds, 3)})
             if warning:
                 self.habits.say(warning)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The parent's, which leaves out without a word what is called otherwise in files, such as
+        the head of GPT-NeoX: that would go on from the weights before the training.
+        """
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(self.model, "peft_config"):
+            return
+        state = self.model.state_dict()
+        renamed, whole = disk_names(self.model, state)
+        stored: dict[str, Path] = {}
+        for path in Path(resume_from_checkpoint).glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                stored |= dict.fromkeys(file.keys(), path)
+        missing = [name for name in renamed.values() if name not in stored]
+        if not whole or missing:
+            raise LLMError(
+                f"{resume_from_checkpoint} can't be continued",
+                f"files of {type(self.model).__name__} hold weights in another form",
+                "--method lora, or --strategy fsdp: their checkpoints keep the model's own names",
+            )
+        for name, other in renamed.items():
+            with safe_open(stored[other], "pt") as file:
+                state[name].copy_(file.get_tensor(other))
 
     def _wait_for_files(self, folder: Path) -> None:
         """Wait until rank 0 sees what any other rank does: on NFS that may take some seconds."""

@@ -151,6 +151,35 @@ def test_the_loss_after_a_resume_is_that_of_a_run_that_went_through(
     assert largest_difference(whole, cut) < 1e-6
 
 
+def test_weights_with_other_names_in_files_go_on_too(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-NeoX's head is lm_head in memory and embed_out in files."""
+    from transformers import AutoModelForCausalLM
+
+    from llm_recipes.tiny_models import Shape, model_config
+
+    pythia = make_model(tmp_path / "pythia")
+    shape = Shape(32, 64, 2, 4, None, 512, 256)
+    AutoModelForCausalLM.from_config(model_config("gpt_neox", shape)).save_pretrained(pythia)
+    settings = {"model": str(pythia), "method": "full", "max_steps": 5}
+    assert tune(tmp_path / "whole", **settings) == 0
+    stop = tmp_path / "stop"
+    monkeypatch.setenv("LLM_STOP_FILE", str(stop))
+    stop_after(monkeypatch, stop, 2)
+    assert tune(tmp_path / "cut", **settings) == 75
+    stop.unlink()
+    monkeypatch.setattr(stop_signals, "_found", False)
+    assert tune(tmp_path / "cut", **settings) == 0
+    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert max(abs(found[step] - expected[step]) for step in expected) < 1e-6
+    assert largest_difference(tmp_path / "whole", tmp_path / "cut") < 1e-6
+    assert "embed_out.weight" in weights(tmp_path / "cut")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    head = weights(tmp_path / "cut")["embed_out.weight"]
+    assert float((again.lm_head.weight - head).abs().max()) == 0
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, stop: Path, step: int) -> None:
     """Write the stop file before the step after which a run shall leave."""
     from llm_recipes.stop_together import StopWatch
