@@ -147,7 +147,7 @@ def finetune(
         job = ranks.together(lambda: check(settings, ranks))
         return run(job, ranks)
     finally:
-        end_ranks(ranks)
+        end_ranks()
 
 
 def check(settings: dict[str, Any], ranks: Ranks) -> Job:

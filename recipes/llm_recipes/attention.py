@@ -50,11 +50,7 @@ def choose_attention(model_type: str, asked: Asked, device: torch.device) -> Att
     """
     packable = model_type in PACKABLE
     if asked == "varlen" and not packable:
-        raise LLMError(
-            f"--attention varlen does not work with {model_type} models",
-            "their code has an attention of its own, in which packed sequences see each other",
-            "leave it out: their batches are padded",
-        )
+        raise varlen_fault(model_type)
     if asked == "auto":
         if not packable:
             return Attention("sdpa", False, f"sdpa with padding: {model_type} can't be packed")
@@ -62,6 +58,15 @@ def choose_attention(model_type: str, asked: Asked, device: torch.device) -> Att
     if asked == "varlen":
         return Attention(VARLEN, True, f"varlen, as asked for: {kernel_name(device)}")
     return Attention(asked, packable, f"{asked}, as asked for")
+
+
+def varlen_fault(model_type: str) -> LLMError:
+    """What it means that `varlen` was asked for with a family that can't."""
+    return LLMError(
+        f"--attention varlen does not work with {model_type} models",
+        "their code has an attention of its own, in which packed sequences see each other",
+        "leave it out: their batches are padded",
+    )
 
 
 def kernel_name(device: torch.device) -> str:

@@ -167,7 +167,7 @@ def start_ranks(use_gpus: bool) -> Ranks:
     return Ranks(_number("RANK", 0), count, local, max(1, count // on_node))
 
 
-def end_ranks(ranks: Ranks) -> None:
+def end_ranks() -> None:
     """Leave the process group."""
     import torch
 

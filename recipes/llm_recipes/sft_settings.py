@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_recipes.attention import PACKABLE
+from llm_recipes.attention import PACKABLE, varlen_fault
 from llm_recipes.errors import LLMError
 
 # Settings that a run may be continued with in another way: they change no step beyond rounding.
@@ -109,13 +109,7 @@ def model_faults(
             )
         )
     if settings["attention"] == "varlen" and family not in PACKABLE:
-        faults.append(
-            LLMError(
-                f"--attention varlen does not work with {family} models",
-                "their code has an attention of its own, in which packed sequences see each other",
-                "leave it out",
-            )
-        )
+        faults.append(varlen_fault(family))
     if device_type == "cpu" and settings["dtype"] == "fp16":
         what, why = "--dtype fp16 does not train on a CPU", "its loss scaling is for GPUs"
         faults.append(LLMError(what, why, "--dtype fp32, or bf16"))

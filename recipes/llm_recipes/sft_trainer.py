@@ -95,7 +95,6 @@ class FineTuner(SFTTrainer):
         self.ranks, self.watch, self.habits, self.run = ranks, watch, habits, run
         self.order_seed = order_seed
         self.stopped: str | None = None  # why, if before the end
-        self.stopped_early = False  # by patience
         self.work = ModelWork(0, 0, 0)
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
         self._guard = LossGuard()
@@ -254,7 +253,6 @@ class FineTuner(SFTTrainer):
         else:
             self.run.waited += 1
             if 0 < self.habits.patience <= self.run.waited:
-                self.stopped_early = True
                 self.control.should_training_stop = True
                 self.control.should_save = True
         return {"eval_loss": loss}
