@@ -1,0 +1,1 @@
+"""Quantized models with llama.cpp: files, models, contexts, decoding, measuring."""
