@@ -229,9 +229,13 @@ class GgufContext:
         flat = (ctypes.c_float * (count * self.model.vocabulary)).from_address(address or 0)
         return np.frombuffer(flat, np.float32).reshape(count, self.model.vocabulary)
 
-    def forget(self, sequence: int, start: int = 0) -> None:
-        """Remove a sequence's tokens from a position on; -1 is every sequence."""
-        engine.library().llama_memory_seq_rm(self._memory, sequence, start, -1)
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Remove a sequence's tokens from a position on; -1 is every sequence.
+
+        Returns False, and changes nothing, if a recurrent model can't go back to that position.
+        """
+        llama = engine.library()
+        return bool(llama.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def copy(self, source: int, target: int) -> None:
         """Make `target`, emptied before, begin with all tokens of `source`."""
