@@ -89,7 +89,7 @@ def dropped_names(env: Mapping[str, str], torchrun: bool = False) -> list[str]:
 def network_variables(
     settings: Settings, env: Mapping[str, str], notices: list[str], root: str = "/"
 ) -> dict[str, str]:
-    """Return what makes gloo and NCCL use the interface that the site's profile names.
+    """Return what makes gloo, NCCL and the recipes use the interface of the site's profile.
 
     Appends to `notices` where this node has no such interface. root: where to look for sys/.
     """
@@ -102,7 +102,7 @@ def network_variables(
             "NCCL choose one themselves"
         )
         return {}
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "LLM_NETWORK_INTERFACE")
     return {name: interface for name in names if not env.get(name)}
 
 

@@ -109,6 +109,11 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     variables.update(environment.locale_variables(env))
     variables.update(_package_variables(image, [*start, path], cache, local))
     variables.update(environment.network_variables(settings, env, notices))
+    in_step = options.launch != "local" and env.get("SLURM_STEP_NUM_NODES", "1") != "1"
+    if in_step and not options.torchrun:  # whose own ranks meet there
+        from _llm.rendezvous import rendezvous_variables
+
+        variables.update(rendezvous_variables(env))
     if env.get("SLURM_JOB_END_TIME", "").isdigit() and not env.get("LLM_DEADLINE"):
         variables["LLM_DEADLINE"] = env["SLURM_JOB_END_TIME"]
     dropped = environment.dropped_names(env, options.torchrun)

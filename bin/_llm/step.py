@@ -15,6 +15,7 @@ import sys
 from _llm.errors import LLMError
 from _llm.lookup import PINS
 from _llm.pins import pin_images, wanted_image
+from _llm.rendezvous import TOKEN_VARIABLE, new_token
 from _llm.slurm import (
     STEP_LIMIT,
     ask,
@@ -77,8 +78,10 @@ def plan_step(
     pins = pin_images(settings, env, home)
     if pins:
         environment[PINS] = pins
-    if options.torchrun and nodes > 1 and place.kind == "batch" and PORT_VARIABLE not in env:
-        environment[PORT_VARIABLE] = str(free_port(env))
+    if nodes > 1:
+        environment[TOKEN_VARIABLE] = new_token()
+        if place.kind == "batch" and PORT_VARIABLE not in env:
+            environment[PORT_VARIABLE] = str(free_port(env))
     start = step_command(need("srun", env), nodes, tasks, pty, srun_options)
     step = Step([*start, *rank_command(options, settings, home)], environment)
     step.notices = notices

@@ -89,4 +89,5 @@ def test_the_site_s_interface(home: Path, env: dict[str, str], tmp_path: Path) -
     (tmp_path / "sys/class/net/ib0").mkdir(parents=True)
     env["NCCL_SOCKET_IFNAME"] = "eth1"
     found = network_variables(settings, env, notices, str(tmp_path))
-    assert found == {"GLOO_SOCKET_IFNAME": "ib0"} and len(notices) == 1
+    assert found == {"GLOO_SOCKET_IFNAME": "ib0", "LLM_NETWORK_INTERFACE": "ib0"}
+    assert len(notices) == 1
