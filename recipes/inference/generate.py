@@ -13,23 +13,25 @@ continues a run that was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_recipes.cli import Terminated, run_recipe
-from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.answering import Job, Session, answer_prompts, make_requests, say
+from llm_recipes.cli import run_recipe
+from llm_recipes.errors import raise_all
 from llm_recipes.generation_options import option_faults
 from llm_recipes.prompts import read_prompts, style_faults
 
 if TYPE_CHECKING:
     import torch
 
-    from llm_recipes.answers import Answers, Key, PrintedAnswers
-    from llm_recipes.decoding import Completion, Decoder, Request
+    from llm_recipes.answers import Key
+    from llm_recipes.decoding import Decoder, Request
     from llm_recipes.device import Peak
     from llm_recipes.model_folder import ModelFolder
     from llm_recipes.models import LoadedModel, ModelSize
@@ -124,7 +126,11 @@ def generate(
     precision = devices.choose_dtype(dtype, where)
     devices.use_granted_cpus()
     plan = Plan(settings, folder, adapter_folder, where, precision)
-    return hold_chat(plan) if chat else answer_prompts(plan, asked)
+    if chat:
+        return hold_chat(plan)
+    name = devices.device_name(where)
+    job = Job("inference/generate", settings, made_with(plan), name, partial(session, plan))
+    return answer_prompts(job, asked)
 
 
 def hold_chat(plan: Plan) -> int:
@@ -137,116 +143,38 @@ def hold_chat(plan: Plan) -> int:
     return converse(decoder, loaded.tokenizer, style, system)
 
 
-def answer_prompts(plan: Plan, asked: Sequence[Prompt]) -> int:
-    """Answer every prompt that has no answer yet; leaves a run record beside the output."""
-    from llm_recipes.answers import PrintedAnswers, open_answers
-    from llm_recipes.device import device_name
-    from llm_recipes.prompts import digest
-    from llm_recipes.record import read_record, record_path, start_record
-
-    settings = plan.settings
-    output: Path | None = settings["output"]
-    order = [(p.key, sample) for p in asked for sample in range(settings["samples"])]
-    record = start_record("inference/generate", settings, device_name(plan.device))
-    record["data"] = {"path": settings["prompts"], "digest": digest(asked), "rows": len(asked)}
-    record["made_with"] = made_with(plan, record["data"]["digest"])
-    if output is None:
-        printed = PrintedAnswers(order)
-        return fill(plan, asked, order, printed, record, None)
-    output = output.expanduser()
-    earlier = read_record(record_path(output))
-    contents = {p.key: p.content for p in asked}
-    with open_answers(
-        output, record["made_with"], contents, earlier, settings["overwrite"]
-    ) as answers:
-        if answers.finished and all(key in answers.done for key in order):
-            say(f"nothing to do: {output} has all {len(order)} answers")
-            return 0
-        return fill(plan, asked, order, answers, record, output)
-
-
-def fill(
-    plan: Plan,
-    asked: Sequence[Prompt],
-    order: Sequence[Key],
-    answers: Answers | PrintedAnswers,
-    record: dict[str, Any],
-    output: Path | None,
-) -> int:
-    """Make the missing answers; whatever ends this, what was reached is kept and recorded."""
+@contextlib.contextmanager
+def session(plan: Plan, asked: Sequence[Prompt], missing: Sequence[Key]) -> Iterator[Session]:
+    """The loaded model with the requests for the missing answers."""
+    from llm_recipes.batching import complete_all
     from llm_recipes.device import memory_errors, peak_memory_bytes
-    from llm_recipes.models import measure_size
-    from llm_recipes.summary import describe, generation_metrics
+    from llm_recipes.models import context_length, measure_size
+    from llm_recipes.summary import Loading, describe, generation_metrics
 
-    missing = [key for key in order if key not in answers.done]
-    status = "failed"
-    try:
-        if not missing:  # a run was stopped between its last answer and the final file
-            finish(answers, order, record, output)
-            return 0
-        peak = peak_of(plan)
-        loaded = load(plan)
-        requests = make_requests(plan, asked, missing, loaded)
-        decoder = make_decoder(plan, loaded, requests)
-        with memory_errors("a first token was computed", LARGER):
-            size = measure_size(loaded.model)
-        try:
-            complete(plan, asked, requests, decoder, size, answers)
-        finally:
-            memory = peak_memory_bytes(plan.device)
-            record["metrics"] = generation_metrics(loaded, size, decoder.work, peak, memory)
-            record["model"] = describe_model(plan, loaded, size)
-        finish(answers, order, record, output)
-        say(describe(record["metrics"]))
-    except (KeyboardInterrupt, Terminated):
-        status = "interrupted"
-        if output is not None:
-            say(f"{len(answers.done)} of {len(order)} answers are kept: the same command goes on")
-        raise
-    finally:
-        record["metrics"]["answers"] = len(answers.done)
-        if output is not None and record["status"] != "complete":
-            record_unfinished(output, record, status)
-    return 0
+    o = plan.settings
+    peak = peak_of(plan)
+    loaded = load(plan)
+    context = context_length(loaded.model)
+    style, system = o["prompt_style"], o["system"]
+    requests = make_requests(asked, missing, loaded.tokenizer, style, system, context)
+    decoder = make_decoder(plan, loaded, requests)
+    with memory_errors("a first token was computed", LARGER):
+        size = measure_size(loaded.model)
+    loading = Loading(loaded.load_s, loaded.folder.bytes)
+    limit = None if o["batch_size"] == "auto" else int(o["batch_size"])
+    yield Session(
+        requests,
+        decoder,
+        lambda: complete_all(decoder, requests, size, limit),
+        lambda: generation_metrics(
+            loading, size, decoder.work, peak, peak_memory_bytes(plan.device)
+        ),
+        lambda: describe_model(plan, loaded, size),
+        describe,
+    )
 
 
-def finish(
-    answers: Answers | PrintedAnswers,
-    order: Sequence[Key],
-    record: dict[str, Any],
-    output: Path | None,
-) -> None:
-    """Give the answers their final name, and the record just before: no file is without one."""
-    from llm_recipes.record import is_recorded, record_path, write_record
-
-    def keep(output_digest: str) -> None:
-        assert output is not None
-        record["metrics"]["answers"] = len(order)
-        record["output_digest"] = output_digest
-        # Nothing was generated: a run was stopped after its record, which has the measurements.
-        if not record["model"] and is_recorded(record_path(output), record):
-            record["status"] = "complete"
-        else:
-            write_record(record_path(output), record, "complete")
-
-    answers.finish(order, keep)
-
-
-def record_unfinished(output: Path, record: dict[str, Any], status: str) -> None:
-    """Write the record of a run that did not get to its end."""
-    from llm_recipes.record import is_recorded, record_path, write_record
-
-    # With --overwrite the old file stays, and the record that is its own. And a run that is
-    # stopped after it has written its record has only to rename the file.
-    if os.path.exists(output) or is_recorded(record_path(output), record):
-        return
-    try:
-        write_record(record_path(output), record, status)
-    except LLMError as fault:  # it must not hide what ended the run
-        say(str(fault))
-
-
-def made_with(plan: Plan, prompts_digest: str) -> dict[str, Any]:
+def made_with(plan: Plan) -> dict[str, Any]:
     """All that an answer depends on: a file of answers is continued only under the same."""
     from llm_recipes.device import dtype_name
     from llm_recipes.model_folder import folder_digest
@@ -257,7 +185,6 @@ def made_with(plan: Plan, prompts_digest: str) -> dict[str, Any]:
         "model": folder_digest(plan.folder.path),
         "adapter": None if plan.adapter is None else folder_digest(plan.adapter),
         "dtype": dtype_name(plan.precision),
-        "prompts": prompts_digest,
     }
 
 
@@ -313,90 +240,6 @@ def make_decoder(plan: Plan, loaded: LoadedModel, requests: Sequence[Request]) -
     return Decoder(loaded.model, loaded.tokenizer, settings)
 
 
-def make_requests(
-    plan: Plan,
-    asked: Sequence[Prompt],
-    missing: Sequence[Key],
-    loaded: LoadedModel,
-) -> list[Request]:
-    """Token ids of each missing answer's prompt; all prompts that are too long at once."""
-    from llm_recipes.decoding import Request
-    from llm_recipes.models import context_length
-    from llm_recipes.prompts import render
-
-    style, system = plan.settings["prompt_style"], plan.settings["system"]
-    wanted = {key for key, _ in missing}
-    ids = {
-        p.key: tuple(render(p, loaded.tokenizer, style, system)) for p in asked if p.key in wanted
-    }
-    context = context_length(loaded.model)
-    faults = [
-        LLMError(
-            f"prompt {p.id!r}{f' ({p.where})' if p.where else ''} is too long",
-            f"it has {len(ids[p.key])} tokens, and the model can see {context} with the answer",
-            "shorten it",
-        )
-        for p in asked
-        if p.key in wanted and context is not None and len(ids[p.key]) >= context
-    ]
-    raise_all(faults)
-    return [Request(key, sample, ids[key]) for key, sample in missing]
-
-
-def complete(
-    plan: Plan,
-    asked: Sequence[Prompt],
-    requests: Sequence[Request],
-    decoder: Decoder,
-    size: ModelSize,
-    answers: Answers | PrintedAnswers,
-) -> None:
-    """Run the requests and hand over each answer as it ends; a single prompt may be streamed."""
-    from llm_recipes.batching import complete_all
-    from llm_recipes.progress import Progress
-
-    stream = plan.settings["stream"]
-    if stream is None:
-        stream = plan.settings["output"] is None and sys.stdout.isatty() and len(requests) == 1
-    if stream:
-        stream_texts(requests, decoder)
-        return
-    prompts = {p.key: p for p in asked}
-    chosen = plan.settings["batch_size"]
-    limit = None if chosen == "auto" else int(chosen)
-    done = len(answers.done)
-    with Progress("generate", done + len(requests), "answers", done) as progress:
-        for completion in complete_all(decoder, requests, size, limit):
-            answers.append(as_answer(prompts[completion.request.prompt_id], completion))
-            progress.advance()
-
-
-def stream_texts(requests: Sequence[Request], decoder: Decoder) -> None:
-    """Show completions while they are generated, one after the other."""
-    from llm_recipes.batching import complete_one
-
-    for request in requests:
-        try:
-            complete_one(decoder, request, lambda text: print(text, end="", flush=True))
-        except LLMError:  # its message begins a line
-            print(flush=True)
-            raise
-        print(flush=True)
-
-
-def as_answer(prompt: Prompt, completion: Completion) -> dict[str, Any]:
-    """The line of JSON for a completion."""
-    return {
-        "id": prompt.id,
-        "sample": completion.request.sample,
-        "prompt": prompt.content,
-        "completion": completion.text,
-        "prompt_tokens": len(completion.request.token_ids),
-        "completion_tokens": len(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-    }
-
-
 def describe_model(plan: Plan, loaded: LoadedModel, size: ModelSize) -> dict[str, Any]:
     """The run record's part about the model."""
     from llm_recipes.device import dtype_name
@@ -410,11 +253,6 @@ def describe_model(plan: Plan, loaded: LoadedModel, size: ModelSize) -> dict[str
         "dtype": dtype_name(loaded.model.dtype),
         "digest": folder_digest(plan.folder.path),
     }
-
-
-def say(text: str) -> None:
-    """Tell the user something; standard output is for answers only."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from llm_recipes.decoding import Completion, Decoder, Request
+from llm_recipes.decoding import Completion, Decoder, Request, StreamingDecoder
 from llm_recipes.device import free_memory_bytes, is_out_of_memory
 from llm_recipes.errors import LLMError
 from llm_recipes.model_folder import first_line
@@ -104,7 +104,9 @@ def complete_all(
             _free_memory(decoder)
 
 
-def complete_one(decoder: Decoder, request: Request, on_text: Callable[[str], None]) -> Completion:
+def complete_one(
+    decoder: StreamingDecoder, request: Request, on_text: Callable[[str], None]
+) -> Completion:
     """Complete a single request; its text is handed over as it comes.
 
     Raises:
@@ -118,7 +120,8 @@ def complete_one(decoder: Decoder, request: Request, on_text: Callable[[str], No
             raise
         fault = _too_long_for_memory(len(request.token_ids), error)
     # Outside of `except`: the error's traceback holds on to the tensors.
-    _free_memory(decoder)
+    if isinstance(decoder, Decoder):
+        _free_memory(decoder)
     raise fault
 
 

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from llm_recipes.batching import complete_one
-from llm_recipes.decoding import Completion, Decoder, Request
+from llm_recipes.decoding import Completion, Request, StreamingDecoder
 from llm_recipes.errors import LLMError
 from llm_recipes.prompts import Prompt, Style, check_knows_chat, render
 
@@ -18,7 +18,7 @@ HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends it, Ctrl-C ends 
 ANSWER_SHARE = 4  # at least a fourth of what the model can see is kept for the answer, if it asks
 
 
-def converse(decoder: Decoder, tokenizer: Any, style: Style, system: str | None) -> int:
+def converse(decoder: StreamingDecoder, tokenizer: Any, style: Style, system: str | None) -> int:
     """Read lines, stream answers, until /quit or the end of input; returns the exit status.
 
     Ctrl-C while an answer is written ends the answer, and what is there of it stays in the history.
@@ -58,7 +58,7 @@ def converse(decoder: Decoder, tokenizer: Any, style: Style, system: str | None)
                 history.append({"role": "assistant", "content": answer})
 
 
-def _answer(decoder: Decoder, token_ids: list[int], turn: int) -> str | None:
+def _answer(decoder: StreamingDecoder, token_ids: list[int], turn: int) -> str | None:
     """The answer to a rendered conversation, shown while it is written; None without one."""
     context = decoder.settings.context
     if context is not None and len(token_ids) >= context:
@@ -88,7 +88,7 @@ def _answer(decoder: Decoder, token_ids: list[int], turn: int) -> str | None:
 
 
 def _rendered(
-    decoder: Decoder,
+    decoder: StreamingDecoder,
     tokenizer: Any,
     style: Style,
     system: str | None,
@@ -108,7 +108,7 @@ def _rendered(
     return token_ids
 
 
-def _lacked_room(decoder: Decoder, completion: Completion) -> bool:
+def _lacked_room(decoder: StreamingDecoder, completion: Completion) -> bool:
     """Whether an answer ended because the model can see no more, before --max-new-tokens."""
     most = decoder.settings.max_new_tokens
     return completion.finish_reason == "length" and len(completion.token_ids) < most

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -87,6 +87,17 @@ class Work:
     prefills: int = 0
     prompt_attended: int = 0
     decode_attended: int = 0
+
+
+class StreamingDecoder(Protocol):
+    """What completes a single request and shows its text as it comes, whatever the engine."""
+
+    settings: DecodeSettings
+
+    def complete(
+        self, requests: Sequence[Request], on_text: Callable[[str], None] | None = None
+    ) -> Iterator[Completion]:
+        """Complete requests; yields each completion as soon as it has ended."""
 
 
 class Decoder:

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llm_recipes.decoding import Work
 from llm_recipes.device import GB, Peak
-from llm_recipes.models import LoadedModel, ModelSize
+from llm_recipes.models import ModelSize
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How long reading a model took, and how many bytes its files have."""
+
+    seconds: float
+    bytes: int
 
 
 def generation_metrics(
-    loaded: LoadedModel, size: ModelSize, work: Work, peak: Peak, memory: Mapping[str, int]
+    loading: Loading, size: ModelSize, work: Work, peak: Peak, memory: Mapping[str, int]
 ) -> dict[str, Any]:
     """All numbers of a run; the unit is in the name, shares are fractions, None is unknown.
 
@@ -31,9 +40,9 @@ def generation_metrics(
     decode_flops = size.flops(work.decoded_tokens, work.decode_attended)
     read = size.weight_bytes * work.steps + size.kv_bytes_per_token * work.decode_attended
     return {
-        "load_s": loaded.load_s,
-        "load_bytes": loaded.folder.bytes,
-        "load_bytes_per_s": _ratio(loaded.folder.bytes, loaded.load_s),
+        "load_s": loading.seconds,
+        "load_bytes": loading.bytes,
+        "load_bytes_per_s": _ratio(loading.bytes, loading.seconds),
         "parameters": size.parameters,
         "first_token_s": statistics.median(work.first_token_s) if work.first_token_s else None,
         "generating_s": generating_s,

@@ -75,6 +75,48 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model whose rows are long enough for llama.cpp's K-quants."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512}
+    return make_model(tmp_path_factory.mktemp("gguf") / "tiny hf; ü", **sizes)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_hf: Path) -> Path:
+    """The same model as a GGUF in fp32."""
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
+    return convert(tiny_hf, tiny_hf.with_name("tiny's F32; ü.gguf"))
+
+
+@pytest.fixture(scope="session")
+def trained_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF in fp16 of a model that has learned something: quantizing it costs quality."""
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    maker = [sys.executable, str(RECIPES / "data" / "tiny.py"), "--output", str(folder)]
+    options = ["--steps", "120", "--vocab-size", "1024", "--threads", "2"]
+    subprocess.run([*maker, *options], check=True, env=recipe_environment(), timeout=300)
+    return convert(folder, folder.with_name("trained.gguf"), "f16")
+
+
+def convert(folder: Path, gguf: Path, kind: str = "f32") -> Path:
+    """A model folder as GGUF, by llama.cpp's own converter."""
+    from llm_recipes.gguf.programs import converter_folder
+
+    script = converter_folder() / "convert_hf_to_gguf.py"
+    arguments = [str(folder), "--outfile", str(gguf), "--outtype", kind]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=recipe_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return gguf
+
+
+@pytest.fixture(scope="session")
 def generate() -> Run:
     """Run generate.py as a user does: `generate(arguments, input="…")`."""
 

@@ -14,9 +14,9 @@ transformers = pytest.importorskip("transformers")
 from llm_recipes.decoding import Work  # noqa: E402
 from llm_recipes.device import Peak, choose_device, free_memory_bytes, measure_peak  # noqa: E402
 from llm_recipes.memory import ModelShape  # noqa: E402
-from llm_recipes.model_folder import find_model, folder_digest  # noqa: E402
-from llm_recipes.models import LoadedModel, ModelSize, measure_size  # noqa: E402
-from llm_recipes.summary import describe, generation_metrics  # noqa: E402
+from llm_recipes.model_folder import folder_digest  # noqa: E402
+from llm_recipes.models import ModelSize, measure_size  # noqa: E402
+from llm_recipes.summary import Loading, describe, generation_metrics  # noqa: E402
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 128,
@@ -45,8 +45,8 @@ def test_measured_size_agrees_with_the_memory_model(name: str, settings: dict[st
     assert size.flops(1, 100) == pytest.approx(shape.flops_per_token(100), rel=1e-6)
 
 
-def test_numbers_by_hand(model_folder: Path) -> None:
-    loaded = LoadedModel(None, None, find_model(str(model_folder)), load_s=2.0)
+def test_numbers_by_hand() -> None:
+    loading = Loading(2.0, 4_000_000)
     size = ModelSize(
         parameters=1000,
         matmul_parameters=900,
@@ -70,7 +70,7 @@ def test_numbers_by_hand(model_folder: Path) -> None:
         decode_attended=150,
     )
     found = generation_metrics(
-        loaded, size, work, Peak(10000.0, 1e6, "by hand"), {"peak_host_bytes": 10**9}
+        loading, size, work, Peak(10000.0, 1e6, "by hand"), {"peak_host_bytes": 10**9}
     )
     assert found["tokens_per_s"] == 12 / 2.5
     assert found["tokens_per_min"] == 60 * 12 / 2.5
@@ -81,17 +81,17 @@ def test_numbers_by_hand(model_folder: Path) -> None:
     # Two rows: the head runs for two of the twenty prompt tokens.
     assert found["prompt_flop"] == 2 * 800 * 20 + 2 * 100 * 2 + 4 * 16 * 110
     assert found["generated_flop"] == 2 * 900 * 10 + 4 * 16 * 150
-    assert found["load_bytes_per_s"] == (model_folder / "model.safetensors").stat().st_size / 2
+    assert found["load_bytes_per_s"] == 2_000_000
     text = describe(found)
     assert "MBU 96.0 %" in text
     assert "288 tokens/min" in text
 
 
-def test_unknown_peak_and_no_work_are_said_and_do_not_fail(model_folder: Path) -> None:
-    loaded = LoadedModel(None, None, find_model(str(model_folder)), load_s=1.0)
+def test_unknown_peak_and_no_work_are_said_and_do_not_fail() -> None:
+    loading = Loading(1.0, 1)
     size = ModelSize(1, 1, 1, 1, 1, 1, 1, 1)
     memory = {"peak_host_bytes": 1}
-    found = generation_metrics(loaded, size, Work(), Peak(None, None, "unknown"), memory)
+    found = generation_metrics(loading, size, Work(), Peak(None, None, "unknown"), memory)
     assert found["decode_mbu"] is None
     assert found["tokens_per_s"] is None
     assert "MBU ?" in describe(found)

@@ -107,6 +107,7 @@ class GgufModel:
         placement: Placement | None = None,
         load_mode: str = "auto",
         progress: bool = False,
+        vocabulary_only: bool = False,
     ) -> GgufModel:
         """Load a model; Ctrl-C ends the loading.
 
@@ -115,6 +116,7 @@ class GgufModel:
             placement: Where the layers go; None: all stay on the CPU.
             load_mode: auto, read, mmap, lock (mmap, never swapped out) or direct.
             progress: Show how far it is, on a terminal.
+            vocabulary_only: Read no weights: enough for the tokenizer.
 
         Raises:
             LLMError: If llama.cpp can't load it, with its reason.
@@ -123,6 +125,7 @@ class GgufModel:
         parameters = llama.llama_model_default_params()
         kept = _place(parameters, placement or Placement())
         parameters.load_mode = LOAD_MODES[load_mode]
+        parameters.vocab_only = vocabulary_only
         stopped: list[BaseException] = []
         parameters.progress_callback = _progress(stopped, progress)
         engine.forget_errors()
