@@ -120,8 +120,7 @@ def complete_one(
             raise
         fault = _too_long_for_memory(len(request.token_ids), error)
     # Outside of `except`: the error's traceback holds on to the tensors.
-    if isinstance(decoder, Decoder):
-        _free_memory(decoder)
+    _free_memory(decoder)
     raise fault
 
 
@@ -156,8 +155,7 @@ def _too_long_for_memory(prompt_tokens: int, error: Exception) -> LLMError:
     )
 
 
-def _free_memory(decoder: Decoder) -> None:
+def _free_memory(decoder: StreamingDecoder) -> None:
     decoder.forget_cache()
     gc.collect()
-    if decoder.device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing where no GPU is in use

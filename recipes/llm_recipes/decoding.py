@@ -99,6 +99,9 @@ class StreamingDecoder(Protocol):
     ) -> Iterator[Completion]:
         """Complete requests; yields each completion as soon as it has ended."""
 
+    def forget_cache(self) -> None:
+        """Let go of memory that only makes the next batch faster."""
+
 
 class Decoder:
     """A loaded model that completes batches; counts its work.

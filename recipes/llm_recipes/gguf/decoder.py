@@ -82,6 +82,9 @@ class GgufDecoder:
         finally:
             self.context.forget(-1)
 
+    def forget_cache(self) -> None:
+        """Nothing to let go: the context has all its memory from the beginning."""
+
     def reset_work(self) -> None:
         """Count from zero again."""
         self.work = Work()
