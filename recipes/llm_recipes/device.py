@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 
+from llm_recipes.cpu_topology import cpu_model
 from llm_recipes.errors import LLMError
+from llm_recipes.granted_cpus import SYSTEM, cgroup_levels, granted_cpus, read_lines
 from llm_recipes.model_folder import first_line
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -76,7 +78,6 @@ OUT_OF_MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-SYSTEM = Path("/")
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,13 +126,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 def use_granted_cpus() -> int:
     """Limit torch's threads to the CPUs that the job was granted; returns their number.
 
-    Affinity is followed by OpenMP itself; a cgroup's CPU quota is not, and more threads than CPUs
-    wait for each other at every operation.
+    Affinity is followed by OpenMP itself; a cgroup's CPU quota and Slurm's count are not, and more
+    threads than CPUs wait for each other at every operation.
     """
-    granted = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
-    if quota is not None:
-        granted = max(1, min(granted, quota))
+    granted = granted_cpus().count
     if "OMP_NUM_THREADS" not in os.environ and granted < torch.get_num_threads():
         torch.set_num_threads(granted)
     return granted
@@ -161,7 +159,7 @@ def cgroup_free_bytes(system: Path = SYSTEM) -> int | None:
     }
     left: list[int] = []
     for controller, (limit_file, used_file, reclaimable_key) in names.items():
-        for level in _cgroup_levels(controller, system):
+        for level in cgroup_levels(controller, system):
             limit, used = _number(level / limit_file), _number(level / used_file)
             if limit is not None and used is not None:
                 reclaimable = _statistic(level / "memory.stat", reclaimable_key)
@@ -187,10 +185,7 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's from /proc/cpuinfo."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    for line in _read_lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "CPU"
+    return cpu_model()
 
 
 def known_peak(device: torch.device) -> Peak:
@@ -262,46 +257,18 @@ def _best_time(work: Callable[[], object], device: torch.device, repeats: int = 
     return best
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
 def _meminfo_available() -> int:
-    for line in _read_lines(Path("/proc/meminfo")):
+    for line in read_lines(Path("/proc/meminfo")):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def _cpu_quota(system: Path = SYSTEM) -> int | None:
-    """CPUs of the tightest quota of this process's control groups (v2)."""
-    found: list[int] = []
-    for level in _cgroup_levels("", system):
-        words = (_read_lines(level / "cpu.max") or ["max"])[0].split()
-        if len(words) == 2 and words[0].isdigit():
-            found.append(max(1, int(words[0]) // int(words[1])))
-    return min(found, default=None)
-
-
-def _cgroup_levels(controller: str, system: Path) -> list[Path]:
-    """Folders of this process's group and of those above it: v1's of a controller, "" is v2's."""
-    for line in _read_lines(system / "proc/self/cgroup"):
-        _, controllers, group = line.split(":", 2)
-        if controller in controllers.split(","):
-            top = system / "sys/fs/cgroup" / controller
-            folder = top / group.strip("/")
-            return [level for level in (folder, *folder.parents) if level.is_relative_to(top)]
-    return []
-
-
 def _number(path: Path) -> int | None:
-    text = " ".join(_read_lines(path))
+    text = " ".join(read_lines(path))
     return int(text) if text.isdigit() else None
 
 
 def _statistic(path: Path, key: str) -> int:
-    values = dict(line.split(" ", 1) for line in _read_lines(path) if " " in line)
+    values = dict(line.split(" ", 1) for line in read_lines(path) if " " in line)
     return int(values.get(key, 0))

@@ -19,6 +19,13 @@ from pathlib import Path
 from llm_recipes.files import write_fault
 
 
+def user_cache(name: str) -> Path:
+    """Folder of this name for what can be made again: in LLM_CACHE_DIR, else the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = os.environ.get("LLM_CACHE_DIR") or os.path.join(cache, "llm")
+    return Path(root).expanduser() / name
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder`, which takes its place if all goes well.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -23,7 +22,7 @@ from typing import Any
 from llm_recipes.dataset_formats import Say, Source, open_source, read_examples
 from llm_recipes.errors import LLMError
 from llm_recipes.examples import SKIP_BAD, DataOptions
-from llm_recipes.folders import new_folder
+from llm_recipes.folders import new_folder, user_cache
 from llm_recipes.model_folder import TOKENIZER_FILES
 from llm_recipes.prompts import raise_some
 from llm_recipes.training_examples import check_style, example_style
@@ -58,10 +57,7 @@ class PreparedData:
 
 def cache_folder() -> Path:
     """Where prepared data lie, unless the user says otherwise by LLM_CACHE_DIR."""
-    env = os.environ
-    cache = env.get("XDG_CACHE_HOME") or "~/.cache"
-    root = env.get("LLM_CACHE_DIR") or os.path.join(cache, "llm")
-    return Path(root).expanduser() / "prepared"
+    return user_cache("prepared")
 
 
 def prepare(
