@@ -1,0 +1,265 @@
+"""Measure a point with llama-bench, and keep each result as a line of JSON when it is there.
+
+    from llm_recipes.gguf.bench_runs import measure
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llm_recipes.errors import LLMError
+from llm_recipes.files import write_fault
+from llm_recipes.gguf.bench_plan import MIB
+from llm_recipes.gguf.bench_points import (
+    DONE,
+    FAILED,
+    NO_MEMORY,
+    Measurement,
+    Point,
+    Setting,
+    bytes_read,
+)
+from llm_recipes.gguf.bench_results import RESULTS, Result, append, keep
+from llm_recipes.gguf.file import GgufFile
+from llm_recipes.gguf.model import ContextSettings
+from llm_recipes.gguf.placement import cache_bytes_per_token
+from llm_recipes.gguf.programs import run_program
+from llm_recipes.gguf.threads import Cores, pinned_to
+
+MEMORY_WORDS = re.compile(
+    r"out of memory|cudaMalloc failed|bad_alloc|cannot allocate memory|unable to allocate .* buffer"
+    r"|failed to allocate (?!graph, reserving|host buffer)",
+    re.IGNORECASE,
+)
+KILLED = "SIGKILL"
+BUFFER = re.compile(r"load_tensors:\s+(.+?) model buffer size =\s*([\d.]+) MiB")
+PROGRESS = re.compile(r"llama-bench: benchmark (\d+)/(\d+): (.+)")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all starts of llama-bench have in common.
+
+    output: folder of the results. version: of llama.cpp. repeats: of each test in a start.
+    cores: what was granted, for pinning. endpoints: ADDRESS:PORT of RPC workers.
+    """
+
+    output: Path
+    version: str
+    repeats: int
+    cores: Cores
+    endpoints: tuple[str, ...] = ()
+
+
+@dataclass
+class Said:
+    """What llama-bench has printed so far, apart from results."""
+
+    buffers: dict[str, int] = field(default_factory=dict)
+    out_of_memory: str = ""
+
+    @property
+    def uses_workers(self) -> bool:
+        """Whether weights lie on another host."""
+        return any(name.startswith("RPC") for name in self.buffers)
+
+    def take(self, line: str) -> dict[str, Any] | None:
+        """Note a line; returns a result that it holds."""
+        if line.startswith('{"build_commit"'):
+            with contextlib.suppress(ValueError):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        buffer = BUFFER.search(line)
+        if buffer:
+            size = round(float(buffer[2]) * MIB)
+            self.buffers[buffer[1]] = self.buffers.get(buffer[1], 0) + size
+        elif MEMORY_WORDS.search(line):
+            self.out_of_memory = line.strip()
+        return None
+
+
+def measure(
+    bench: Bench,
+    point: Point,
+    tests: Sequence[Measurement],
+    number: int,
+    results: list[Result],
+) -> None:
+    """Run llama-bench once; each result is in the file as soon as it is there.
+
+    An end that is none of the user's doing (out of memory, an abort) is a result of the tests that
+    were still to come.
+
+    Args:
+        bench: What all starts have in common.
+        point: Model and setting.
+        tests: Those of the point's tests that are to be done.
+        number: Of the round.
+        results: Gets each result as it comes, so that an interruption keeps those before it.
+
+    Raises:
+        LLMError: If the folder can't be written.
+    """
+    said, fault = Said(), None
+
+    def take(line: str) -> None:
+        row = said.take(line)
+        if row is None:
+            show_progress(line)
+        if row is None or (bench.endpoints and not said.uses_workers):
+            return
+        test = Measurement(int(row["n_prompt"]), int(row["n_gen"]))
+        results.append(done_result(bench, point, test, number, row, said.buffers))
+        append(bench.output, results[-1])
+
+    try:
+        places = bench.cores.places(point.setting.threads)
+        with readable_path(point.model.file) as path, pinned_to(places):
+            run_program(command(bench, point.setting, tests, path), take)
+    except LLMError as error:
+        fault = error
+    except OSError as error:
+        raise write_fault(bench.output / RESULTS, error) from error
+    finally:
+        show_progress("")
+    status, note = FAILED, "it left no result"
+    if fault is not None:
+        status, note = failure(fault, said)
+    elif bench.endpoints and not said.uses_workers:
+        # It ran, and on this host alone: that is not what was to be measured.
+        note = f"no weights were on the workers: {', '.join(said.buffers) or 'nothing is known'}"
+    measured = {result.measurement for result in results if result.status == DONE}
+    for test in tests:
+        if test not in measured:
+            results.append(plain_result(bench, point, test, number, status, note))
+            keep(bench.output, results[-1])
+
+
+def give_up(bench: Bench, point: Point, number: int) -> list[Result]:
+    """Results of a point that isn't started, as it is known that it can't run.
+
+    Raises:
+        LLMError: If the folder can't be written.
+    """
+    results = [
+        plain_result(bench, point, test, number, point.status, point.note) for test in point.tests
+    ]
+    for result in results:
+        keep(bench.output, result)
+    return results
+
+
+def command(
+    bench: Bench, setting: Setting, tests: Sequence[Measurement], path: Path
+) -> list[str]:
+    """The command line of llama-bench."""
+    prompts = [str(test.prompt) for test in tests if test.prompt]
+    new = [str(test.new) for test in tests if test.new]
+    options = {
+        "--model": str(path),
+        "--n-prompt": ",".join(prompts) or "0",
+        "--n-gen": ",".join(new) or "0",
+        "--n-depth": str(setting.depth),
+        "--threads": str(setting.threads),
+        "--batch-size": str(setting.batch),
+        "--ubatch-size": str(setting.micro_batch),
+        "--n-gpu-layers": str(setting.gpu_layers),
+        "--split-mode": setting.split,
+        "--cache-type-k": setting.kv_type,
+        "--cache-type-v": setting.kv_type,
+        "--flash-attn": setting.flash_attention,
+        "--repetitions": str(bench.repeats),
+        # To standard error, line by line while it runs; with the log, which says why it fails.
+        "--output": "none",
+        "--output-err": "jsonl",
+    }
+    if setting.shares:
+        options["--tensor-split"] = setting.shares.replace(",", "/")
+    if not setting.gpu_layers:
+        # Without it a GPU would still take part in computing prompts.
+        options["--device"] = "none"
+    if bench.cores.numa != "none":
+        options["--numa"] = bench.cores.numa
+    rpc = ["--rpc", ",".join(bench.endpoints)] if bench.endpoints else []
+    pairs = [word for pair in options.items() for word in pair]
+    return ["llama-bench", *rpc, "--verbose", "--progress", *pairs]
+
+
+@contextlib.contextmanager
+def readable_path(file: GgufFile) -> Iterator[Path]:
+    """The model's path, or a link to it: llama-bench takes a comma for the end of a path."""
+    if "," not in str(file.path):
+        yield file.path
+        return
+    with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
+        for shard in file.shards:
+            (Path(folder) / shard.name.replace(",", "_")).symlink_to(shard.absolute())
+        yield Path(folder) / file.path.name.replace(",", "_")
+
+
+def done_result(
+    bench: Bench,
+    point: Point,
+    test: Measurement,
+    number: int,
+    row: Mapping[str, Any],
+    buffers: Mapping[str, int],
+) -> Result:
+    """The result that llama-bench's own line holds."""
+    result = plain_result(bench, point, test, number, DONE, "")
+    names = ("build_commit", "build_number", "backends", "cpu_info", "gpu_info", "test_time")
+    build = {**result.build, **{name: row.get(name) for name in names}}
+    seconds = [count / 1e9 for count in row.get("samples_ns", [])]
+    return replace(result, seconds=seconds, build=build, buffers=dict(buffers))
+
+
+def plain_result(
+    bench: Bench, point: Point, test: Measurement, number: int, status: str, note: str
+) -> Result:
+    """A result without figures."""
+    return Result(
+        key=point.key(test, bench.version),
+        round=number,
+        status=status,
+        model=point.model.described(),
+        setting=asdict(point.setting),
+        test=asdict(test),
+        note=note,
+        build={"version": bench.version},
+        read_bytes=read_bytes(point, test),
+    )
+
+
+def read_bytes(point: Point, test: Measurement) -> float:
+    """Bytes that generating one of the test's tokens reads on average; 0 for prompts."""
+    if not test.new:
+        return 0.0
+    file, setting = point.model.file, point.setting
+    types = ContextSettings(tokens=1, key_type=setting.kv_type, value_type=setting.kv_type)
+    a_token = sum(cache_bytes_per_token(file, types))
+    return bytes_read(file) + a_token * (setting.depth + test.new / 2)
+
+
+def failure(fault: LLMError, said: Said) -> tuple[str, str]:
+    """What it means that llama-bench failed, and its words."""
+    if said.out_of_memory:
+        return NO_MEMORY, said.out_of_memory
+    if KILLED in fault.what:
+        return NO_MEMORY, "killed (signal 9), as when the host's memory runs out"
+    return FAILED, f"{fault.what}: {fault.why}" if fault.why else fault.what
+
+
+def show_progress(line: str) -> None:
+    """What llama-bench is doing, on a terminal, in a line that the next one replaces."""
+    found = PROGRESS.search(line)
+    if sys.stderr.isatty() and (found or not line):
+        text = f"  {found[3]} ({found[1]} of {found[2]})" if found else ""
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
