@@ -38,7 +38,7 @@ GB, MINUTE = 1e9, 60.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked command line. settings: the options by name. rpc: workers on other hosts."""
+    """A checked command line. settings: the options by name."""
 
     settings: dict[str, Any]
     server: ServerPlan
@@ -47,7 +47,7 @@ class Plan:
     connection: Path
     record: Path
     alias: str
-    rpc: tuple[str, ...]
+    wanted: Wanted
 
 
 def serve(
@@ -73,6 +73,7 @@ def serve(
     ready_timeout: float = 1800.0,
     drain: float = 20.0,
     idle_minutes: float = 0.0,
+    hosts: bool = False,
 ) -> int:
     """Serve a GGUF model by OpenAI's protocol, until the job ends or it is asked to stop.
 
@@ -103,10 +104,16 @@ def serve(
         drain: Seconds for requests that are running when it is asked to stop. Slurm kills 30
             seconds after its SIGTERM, if the site has not changed that.
         idle_minutes: End when nobody has asked for so long; 0: never.
+        hosts: Use the memory of all nodes of the job, by RPC; not encrypted.
     """
     settings = dict(locals())
-    plan = checked(settings)
-    return run(plan)
+    if hosts:
+        from llm_recipes.gguf.hosts import run_on_hosts
+
+        status = run_on_hosts()
+        if status is not None:
+            return status
+    return run(checked(settings))
 
 
 def checked(settings: dict[str, Any]) -> Plan:
@@ -135,7 +142,7 @@ def checked(settings: dict[str, Any]) -> Plan:
     wanted = wanted_of(o)
     server = plan_apart(wanted)
     alias = alias_of(o["alias"], server.file.path.stem)
-    return Plan(o, server, place, key, file, record, alias, wanted.rpc)
+    return Plan(o, server, place, key, file, record, alias, wanted)
 
 
 def option_faults(o: dict[str, Any]) -> list[LLMError]:
@@ -156,6 +163,7 @@ def option_faults(o: dict[str, Any]) -> list[LLMError]:
 def wanted_of(o: dict[str, Any]) -> Wanted:
     """What is asked of model, memory and devices."""
     from llm_recipes.gguf.placement import shares_of
+    from llm_recipes.gguf.remote_hosts import known_hosts, rpc_option
     from llm_recipes.gguf.server_plan import Wanted
 
     return Wanted(
@@ -169,7 +177,8 @@ def wanted_of(o: dict[str, Any]) -> Wanted:
         flash_attention=o["flash_attention"],
         threads=o["threads"],
         prompt_threads=o["prompt_threads"],
-        rpc=tuple(part for part in os.environ.get("LLM_RPC_ENDPOINTS", "").split(",") if part),
+        rpc=tuple(filter(None, rpc_option().split(","))),
+        hosts=known_hosts(),
     )
 
 
@@ -214,10 +223,33 @@ def loaded(plan: Plan, stop: Stop, log: IO[str] | None) -> Iterator[tuple[LlamaS
                 server.wait_until_ready(limit, lambda: bool(stop.reason()), say_loading)
             except PortTaken:
                 continue
+            verify(plan, server)
             yield server, port
             return
     what = f"port {port} of {plan.place.bind} is taken"
     raise LLMError(what, "another program listens there", "--port auto")
+
+
+def verify(plan: Plan, server: LlamaServer) -> None:
+    """See that other hosts hold the layers that they were given.
+
+    Raises:
+        LLMError: If one does not.
+    """
+    from llm_recipes.gguf.model import buffers
+    from llm_recipes.gguf.placement import layers_of_devices
+    from llm_recipes.gguf.remote_hosts import verify_layers
+
+    placement = plan.server.placement
+    if not plan.wanted.hosts or not server.log.is_listening or placement.devices is None:
+        return
+    layers = plan.server.file.layers + 1
+    given = layers_of_devices(placement.gpu_layers, layers, placement.shares)
+    named = zip(placement.devices, given, strict=True)
+    # Its log has the buffers' sizes, which are the proof; each layer's device only for debugging.
+    devices = {layer: name for name, part in named for layer in part}
+    rest = {layer: "CPU" for layer in range(layers) if layer not in devices}
+    verify_layers(plan.wanted.hosts, {**rest, **devices}, buffers(server.log.loading))
 
 
 def started(plan: Plan, port: int, log: IO[str] | None) -> LlamaServer:
@@ -226,7 +258,7 @@ def started(plan: Plan, port: int, log: IO[str] | None) -> LlamaServer:
     from llm_recipes.gguf.server_process import LlamaServer
     from llm_recipes.gguf.threads import pinned_to
 
-    options = arguments(plan.server, plan.place, port, plan.alias, plan.key, plan.rpc)
+    options = arguments(plan.server, plan.place, port, plan.alias, plan.key, plan.wanted.rpc)
     env = environment(plan.key, os.environ)
     with pinned_to(plan.server.threads.cpus):
         return LlamaServer(options, env, plan.place.url(port), plan.key.value, log)
@@ -235,6 +267,7 @@ def started(plan: Plan, port: int, log: IO[str] | None) -> LlamaServer:
 def hold(plan: Plan, server: LlamaServer, port: int, stop: Stop, record: dict[str, Any]) -> None:
     """Say how to reach it, wait for a reason to end it, drain it."""
     from llm_recipes.gguf.server_connection import connection_file, instructions
+    from llm_recipes.gguf.server_metrics import describe, server_numbers
     from llm_recipes.gguf.server_stop import CTRL_C
     from llm_recipes.stop_signals import declare_unfinished
 
@@ -260,8 +293,10 @@ def hold(plan: Plan, server: LlamaServer, port: int, stop: Stop, record: dict[st
                 say(f"{left} requests were not answered to their end")
             record["metrics"]["unanswered"] = left
     finally:
-        record["metrics"].update(metrics_of(server, time.monotonic() - start))
-    say(describe(record["metrics"]))
+        found = server.metrics() or {}
+        numbers = server_numbers(found, server.log.ended, time.monotonic() - start)
+        record["metrics"].update(numbers)
+    say(describe(numbers))
 
 
 def wait(server: LlamaServer, stop: Stop, idle_minutes: float) -> str:
@@ -295,42 +330,6 @@ def warn_if_open(plan: Plan) -> None:
     if plan.key.value is None:
         who = "every user of this machine" if plan.place.is_loopback else "everybody in the cluster"
         say(f"warning: no key is asked for, so {who} can use it and see what others asked")
-
-
-def metrics_of(server: LlamaServer, uptime_s: float) -> dict[str, Any]:
-    """The record's numbers about the server's work, as far as it still tells them."""
-    found = server.metrics() or {}
-    numbers: dict[str, Any] = {
-        "uptime_s": round(uptime_s, 3),
-        "requests": server.log.ended,
-    }
-    for name, source in (
-        ("prompt_tokens", "prompt_tokens_total"),
-        ("cached_prompt_tokens", "prompt_tokens_cached_total"),
-        ("completion_tokens", "tokens_predicted_total"),
-        ("busy_slots", "n_busy_slots_per_decode"),
-    ):
-        if source in found:
-            numbers[name] = found[source] if name == "busy_slots" else round(found[source])
-    for name, tokens, seconds in (
-        ("prompt_tokens_per_s", "prompt_tokens_total", "prompt_seconds_total"),
-        # Of one request: the time of requests that run at once counts for each of them.
-        ("request_tokens_per_s", "tokens_predicted_total", "tokens_predicted_seconds_total"),
-    ):
-        if found.get(seconds):
-            numbers[name] = round(found[tokens] / found[seconds], 3)
-    return numbers
-
-
-def describe(metrics: dict[str, Any]) -> str:
-    """The server's work in one line."""
-    text = f"served for {metrics['uptime_s'] / MINUTE:.1f} minutes: {metrics['requests']} requests"
-    if "prompt_tokens" in metrics:
-        text += f", {metrics['prompt_tokens']} prompt tokens"
-        text += f", {metrics['completion_tokens']} tokens generated"
-    if "request_tokens_per_s" in metrics:
-        text += f", {metrics['request_tokens_per_s']:.1f} tokens/s for a request"
-    return text
 
 
 def describe_model(plan: Plan) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def arguments(
     context = plan.context
     slots = context.sequences
     layers = plan.placement.gpu_layers
-    options: dict[str, object] = {
+    # Before --device, which names what the other hosts offer.
+    options: dict[str, object] = {"--rpc": ",".join(rpc)} if rpc else {}
+    options |= {
         "--model": plan.file.path,
         "--alias": alias,
         "--host": place.bind,
@@ -64,8 +66,8 @@ def arguments(
         options["--tensor-split"] = ",".join(f"{share:g}" for share in plan.placement.shares)
     if plan.threads.numa == "distribute":
         options["--numa"] = plan.threads.numa
-    if rpc:
-        options["--rpc"] = ",".join(rpc)
+    if plan.placement.devices is not None:
+        options["--device"] = ",".join(plan.placement.devices) or "none"
     if key.file is not None:
         options["--api-key-file"] = key.file
     # Each slot has room of its own: with a common one a long request takes that of others.

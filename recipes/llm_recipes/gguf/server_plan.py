@@ -17,13 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
+from llm_recipes.device import free_memory_bytes
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import engine, placement
 from llm_recipes.gguf.file import GgufFile, gguf_digest, read_gguf
 from llm_recipes.gguf.model import CELLS, ContextSettings, Placement, Split
+from llm_recipes.gguf.remote_hosts import RemoteHost, place_on_hosts
 from llm_recipes.gguf.threads import Threads
 from llm_recipes.gguf.tuning import threads_for
-from llm_recipes.granted_memory import free_host_bytes
 
 AUTO_CONTEXT = 8192  # tokens of a slot, where memory allows; more only for those who ask
 LEAST_CONTEXT = 512
@@ -34,7 +37,10 @@ PROMPT_CACHE_SHARE = 4  # of what is left, so that nothing that grows meets the 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks for. rpc: ADDRESS:PORT of workers on other hosts."""
+    """What the user asks for.
+
+    rpc: ADDRESS:PORT of other hosts' RPC servers. hosts: what is known of them, with `--hosts`.
+    """
 
     model: Path
     gpu_layers: placement.GpuLayers
@@ -47,6 +53,7 @@ class Wanted:
     threads: int | Literal["auto"] = "auto"
     prompt_threads: int | Literal["auto"] = "auto"
     rpc: tuple[str, ...] = ()
+    hosts: tuple[RemoteHost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,13 @@ def plan_server(wanted: Wanted) -> ServerPlan:
     """
     file = read_gguf(wanted.model)
     check_servable(file)
-    for endpoint in wanted.rpc:
-        engine.connect_rpc(endpoint)
+    wanted = replace(wanted, hosts=connected(wanted))
     threads = threads_for(file, wanted.threads, wanted.prompt_threads)
     context, chosen = choose_context(file, wanted)
     context = replace(context, threads=threads.generate, prompt_threads=threads.prompt)
     need = placement.memory_need(file, context)
     on_gpus = need.of(range(len(need.layers) - chosen.gpu_layers, len(need.layers)))
-    left = free_host_bytes() - (need.total - on_gpus)
+    left = free_memory_bytes(torch.device("cpu")) - (need.total - on_gpus)
     cache = max(0, min(MOST_PROMPT_CACHE, left // PROMPT_CACHE_SHARE))
     return ServerPlan(
         file,
@@ -113,6 +119,12 @@ def plan_server(wanted: Wanted) -> ServerPlan:
         placement.need_in_words(need),
         device_names(chosen),
     )
+
+
+def connected(wanted: Wanted) -> tuple[RemoteHost, ...]:
+    """Other hosts with their devices as this process's; a server takes one client at a time."""
+    devices = {endpoint: tuple(engine.connect_rpc(endpoint)) for endpoint in wanted.rpc}
+    return tuple(replace(host, devices=devices[host.endpoint]) for host in wanted.hosts)
 
 
 def device_names(chosen: Placement) -> str:
@@ -181,8 +193,10 @@ def placed(file: GgufFile, wanted: Wanted, tokens: int) -> tuple[ContextSettings
         value_type=wanted.kv_type,
         flash_attention=wanted.flash_attention,
     )
-    found = placement.plan_placement(file, wanted.gpu_layers, wanted.split, wanted.shares, context)
-    return context, found
+    o = wanted
+    if o.hosts:
+        return context, place_on_hosts(o.hosts, file, context, o.gpu_layers, o.shares)
+    return context, placement.plan_placement(file, o.gpu_layers, o.split, o.shares, context)
 
 
 def _leave_ctrl_c_to_parent() -> None:

@@ -29,6 +29,7 @@ from typing import IO
 
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.programs import end_with_parent, ending, error_of, lines_of, program
+from llm_recipes.gguf.server_metrics import parse_metrics
 
 LOOK_S, LINE_S = 0.2, 15.0  # seconds between looks, and between lines about loading
 ANSWER_S, GRACE_S = 10.0, 5.0  # for an answer of /metrics; between SIGINT and SIGKILL
@@ -258,12 +259,6 @@ class LlamaServer:
         assert self.process.stdout is not None
         for line in lines_of(self.process.stdout):
             self.log.take(line)
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Numbers of Prometheus' text format, without llama.cpp's prefix."""
-    found = re.findall(r"^llamacpp:(\w+) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found}
 
 
 def resident_bytes(pid: int) -> int:
