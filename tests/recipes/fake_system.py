@@ -1,11 +1,18 @@
-"""A tree with what /proc and /sys say about CPUs, in a folder: nodes that this machine is not."""
+"""CPUs that this machine does not have, as a tree of /proc and /sys in a folder; real quotas."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from cpu_group import cpu_group
 
 
 def add_files(folder: Path, files: Mapping[str, object]) -> Path:
@@ -41,33 +48,13 @@ def add_cpus(
 
 
 @contextmanager
-def cpu_group(quota: float) -> Iterator[Path]:
-    """A real control group with a quota of CPUs; its file `cgroup.procs` takes processes in.
-
-    Raises:
-        OSError: If this machine lets us make none.
-    """
-    v1, v2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-    is_v2 = "cpu" in _read(v2 / "cgroup.controllers").split()
-    group = (v2 if is_v2 else v1) / f"llm-recipes-test-{os.getpid()}"
-    if not is_v2 and not (v1 / "tasks").exists():
-        raise OSError("no control group of CPUs is mounted")
-    if is_v2 and "cpu" not in _read(v2 / "cgroup.subtree_control").split():
-        (v2 / "cgroup.subtree_control").write_text("+cpu")
-    group.mkdir()
-    try:
-        if is_v2:
-            (group / "cpu.max").write_text(f"{round(quota * 100_000)} 100000")
-        else:
-            (group / "cpu.cfs_period_us").write_text("100000")
-            (group / "cpu.cfs_quota_us").write_text(str(round(quota * 100_000)))
-        yield group
-    finally:
-        group.rmdir()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+def real_quota(cpus: float) -> Iterator[list[str]]:
+    """Words before a command that then has a quota of so many CPUs; skips where none can be set."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this machine has a single CPU")
+    with ExitStack() as stack:
+        try:
+            enter = stack.enter_context(cpu_group(cpus))
+        except OSError as error:
+            pytest.skip(f"no control group can be made here: {error}")
+        yield enter

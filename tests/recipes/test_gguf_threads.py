@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import RECIPES
-from fake_system import add_cpus, add_files, cpu_group
+from fake_system import add_cpus, add_files, real_quota
 
 from llm_recipes.gguf import engine
 from llm_recipes.gguf.threads import Threads, granted_threads, pinned_to, use
@@ -133,14 +133,8 @@ def test_real_affinity() -> None:
 
 
 def test_a_real_quota() -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("this machine has a single CPU")
-    try:
-        with cpu_group(1) as group:
-            enter = f'echo $$ > "{group}/cgroup.procs" && exec "$@"'
-            shown = run_here(SHOWN, "sh", "-c", enter, "sh")
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+    with real_quota(1) as enter:
+        shown = run_here(SHOWN, *enter)
     assert shown == "1 1"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RECIPES
-from fake_system import add_files, cpu_group
+from fake_system import add_files, real_quota
 
 from llm_recipes.granted_cpus import GrantedCpus, cpu_quota, granted_cpus, slurm_cpus
 
@@ -178,18 +178,12 @@ def test_torch_gets_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("quota", "count"), [(1.0, 1), (0.5, 1), (2.0, 2), (1.5, 1)])
 def test_a_real_quota(quota: float, count: int) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("this machine has a single CPU")
-    try:
-        with cpu_group(quota) as group:
-            enter = f'echo $$ > "{group}/cgroup.procs" && exec "$@"'
-            done = subprocess.run(
-                ["sh", "-c", enter, "sh", sys.executable, "-c", SHOWN],
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(RECIPES)},
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
+    with real_quota(quota) as enter:
+        done = subprocess.run(
+            [*enter, sys.executable, "-c", SHOWN],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(RECIPES)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert done.stdout.strip() == str(count), done.stderr
