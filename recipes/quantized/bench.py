@@ -53,6 +53,7 @@ def benchmark(
     gpu_layers: list[int | Literal["auto", "all"]] | None = None,
     split: list[Literal["layer", "row", "tensor", "none"]] | None = None,
     shares: str | None = None,
+    hosts: bool = False,
     kv_type: list[KvType] | None = None,
     flash_attention: list[Literal["auto", "on", "off"]] | None = None,
     depth: list[int] | None = None,
@@ -77,6 +78,7 @@ def benchmark(
         gpu_layers: Layers on GPUs (the output is one more), all or auto; null: auto, what fits.
         split: How several GPUs share a model; null: layer.
         shares: Of each GPU, such as 3,1; null: by their free memory.
+        hosts: Use the memory of all nodes of the job, by RPC; not encrypted.
         kv_type: Of keys and values in the cache; null: f16.
         flash_attention: on, off, auto; null: auto.
         depth: Tokens that are in the cache before; null: 0.
@@ -92,6 +94,14 @@ def benchmark(
     config = dict(locals())
     if compare is not None:
         return compare_two(config)
+    if hosts:
+        from llm_recipes.gguf.bench_options import option_faults
+        from llm_recipes.gguf.hosts import run_on_hosts
+
+        raise_all(option_faults(config))
+        status = run_on_hosts()
+        if status is not None:
+            return status
     job = check(config)
     results = earlier_results(job)
     show_plan(job, results, sys.stdout if plan else sys.stderr)
@@ -105,7 +115,12 @@ def check(config: dict[str, Any]) -> Job:
         LLMError, ExceptionGroup: All faults together.
     """
     from llm_recipes.gguf.bench_options import axes_of, check_number, gpu_faults, option_faults
-    from llm_recipes.gguf.bench_plan import list_gpus, llama_version, rpc_endpoints
+    from llm_recipes.gguf.bench_plan import (
+        hosts_with_devices,
+        list_gpus,
+        llama_version,
+        rpc_endpoints,
+    )
     from llm_recipes.gguf.bench_points import Machine, combinations, read_models
     from llm_recipes.gguf.bench_runs import Bench
     from llm_recipes.gguf.threads import granted_cores
@@ -119,11 +134,12 @@ def check(config: dict[str, Any]) -> Job:
     cores, version = granted_cores(), llama_version()
     gpus = list_gpus(endpoints)
     raise_all(gpu_faults(config, len(gpus)))
-    machine = Machine(gpus, config["shares"] or "", len(endpoints))
+    hosts = hosts_with_devices(gpus)
+    machine = Machine(gpus, config["shares"] or "", len(endpoints), hosts)
     points = combinations(models, axes_of(config, cores.count), machine)
     check_number(points, config)
     output = config["output"].expanduser().absolute()
-    bench = Bench(output, version, config["repeats"], cores, tuple(endpoints))
+    bench = Bench(output, version, config["repeats"], cores, tuple(endpoints), hosts)
     return Job(config, points, bench, machine, config["rounds"])
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.gguf.engine import Device
 from llm_recipes.gguf.file import SHARD, GgufFile, gguf_digest, read_gguf
-from llm_recipes.gguf.model import ContextSettings, Split
+from llm_recipes.gguf.model import ContextSettings, Placement, Split
 from llm_recipes.gguf.placement import GpuLayers, plan_placement, shares_of
+from llm_recipes.gguf.remote_hosts import RemoteHost, place_on_hosts
 
 # What becomes of a point.
 DONE, NO_MEMORY, TOO_LARGE, IMPOSSIBLE, FAILED = (
@@ -63,8 +64,8 @@ class Setting:
     """How llama-bench is started.
 
     gpu_layers: the output counts as one, so all of them are one more than the model's layers.
-    shares: of each GPU, "" by their memory. depth: tokens in the cache before the measurement.
-    hosts: RPC workers of other hosts.
+    shares: of each GPU, such as `3/1`, "" by their memory. depth: tokens in the cache before the
+    measurement. hosts: RPC workers of other hosts.
     """
 
     threads: int
@@ -142,13 +143,14 @@ class Axes:
 class Machine:
     """What llama-bench computes on here.
 
-    gpus: those of this host and of the workers. shares: of them, such as `3,1`; "" by their free
-    memory. hosts: RPC workers of other hosts.
+    gpus: the devices of RPC workers, then those of this host. shares: of them, such as `3,1`; "" by
+    their free memory. workers: how many there are. hosts: those of them that `--hosts` started.
     """
 
     gpus: tuple[Device, ...] = ()
     shares: str = ""
-    hosts: int = 0
+    workers: int = 0
+    hosts: tuple[RemoteHost, ...] = ()
 
 
 def read_models(names: Sequence[str]) -> list[Model]:
@@ -213,19 +215,19 @@ def points_of(model: Model, axes: Axes, machine: Machine) -> Iterator[Point]:
             key_type=kv_type,
             value_type=kv_type,
         )
-        real, note = place(model.file, layers, split, context, machine)
+        placement, note = place(model.file, layers, split, context, machine)
         for flash, threads in itertools.product(axes.flash_attention, axes.threads):
             setting = Setting(
                 threads=threads,
                 batch=batch,
                 micro_batch=context.micro_batch,
-                gpu_layers=real,
+                gpu_layers=placement.gpu_layers,
                 split=split,
-                shares=machine.shares,
+                shares="/".join(f"{share:g}" for share in placement.shares),
                 kv_type=kv_type,
                 flash_attention=flash,
                 depth=depth,
-                hosts=machine.hosts,
+                hosts=machine.workers,
             )
             if kv_type not in UNQUANTIZED and flash == "off":
                 why = "a quantized K/V cache needs flash attention"
@@ -236,19 +238,21 @@ def points_of(model: Model, axes: Axes, machine: Machine) -> Iterator[Point]:
 
 def place(
     file: GgufFile, wanted: GpuLayers, split: Split, context: ContextSettings, machine: Machine
-) -> tuple[int, str]:
-    """How many layers go to GPUs, and why they don't fit, "" if they do.
+) -> tuple[Placement, str]:
+    """Where the layers go, and why they don't fit, "" if they do.
 
     llama.cpp would map a file that is larger than memory and read it from disk again for each
     token: that would measure the disk.
     """
     gpus, shares = machine.gpus, shares_of(machine.shares)
     try:
-        return plan_placement(file, wanted, split, shares, context, gpus).gpu_layers, ""
+        if machine.hosts:
+            return place_on_hosts(machine.hosts, file, context, wanted, shares), ""
+        return plan_placement(file, wanted, split, shares, context, gpus), ""
     except LLMError as fault:
         most = file.layers + 1 if gpus else 0
         known = wanted if isinstance(wanted, int) else most if wanted == "all" else 0
-        return min(known, most), f"{fault.what}: {fault.why}"
+        return Placement(min(known, most), split, shares), f"{fault.what}: {fault.why}"
 
 
 def bytes_read(file: GgufFile) -> int:

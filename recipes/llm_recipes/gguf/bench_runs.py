@@ -17,7 +17,6 @@ from typing import Any
 
 from llm_recipes.errors import LLMError
 from llm_recipes.files import write_fault
-from llm_recipes.gguf.bench_plan import MIB
 from llm_recipes.gguf.bench_points import (
     DONE,
     FAILED,
@@ -29,9 +28,10 @@ from llm_recipes.gguf.bench_points import (
 )
 from llm_recipes.gguf.bench_results import RESULTS, Result, append, keep
 from llm_recipes.gguf.file import GgufFile
-from llm_recipes.gguf.model import ContextSettings
+from llm_recipes.gguf.model import LAYER_LINE, ContextSettings, buffers, layer_devices
 from llm_recipes.gguf.placement import cache_bytes_per_token
 from llm_recipes.gguf.programs import run_program
+from llm_recipes.gguf.remote_hosts import RemoteHost, verify_layers
 from llm_recipes.gguf.threads import Cores, pinned_to
 
 MEMORY_WORDS = re.compile(
@@ -40,7 +40,7 @@ MEMORY_WORDS = re.compile(
     re.IGNORECASE,
 )
 KILLED = "SIGKILL"
-BUFFER = re.compile(r"load_tensors:\s+(.+?) model buffer size =\s*([\d.]+) MiB")
+BUFFER = " model buffer size = "
 PROGRESS = re.compile(r"llama-bench: benchmark (\d+)/(\d+): (.+)")
 
 
@@ -50,6 +50,7 @@ class Bench:
 
     output: folder of the results. version: of llama.cpp. repeats: of each test in a start.
     cores: what was granted, for pinning. endpoints: ADDRESS:PORT of RPC workers.
+    hosts: those of them that `--hosts` started.
     """
 
     output: Path
@@ -57,14 +58,23 @@ class Bench:
     repeats: int
     cores: Cores
     endpoints: tuple[str, ...] = ()
+    hosts: tuple[RemoteHost, ...] = ()
 
 
 @dataclass
 class Said:
-    """What llama-bench has printed so far, apart from results."""
+    """What llama-bench has printed so far, apart from results.
 
-    buffers: dict[str, int] = field(default_factory=dict)
+    placed: lines that say where layers and weights lie.
+    """
+
+    placed: list[str] = field(default_factory=list)
     out_of_memory: str = ""
+
+    @property
+    def buffers(self) -> dict[str, int]:
+        """Bytes of weights by the buffer's name."""
+        return buffers([line for line in self.placed if BUFFER in line])
 
     @property
     def uses_workers(self) -> bool:
@@ -77,10 +87,8 @@ class Said:
             with contextlib.suppress(ValueError):
                 found: dict[str, Any] = json.loads(line)
                 return found
-        buffer = BUFFER.search(line)
-        if buffer:
-            size = round(float(buffer[2]) * MIB)
-            self.buffers[buffer[1]] = self.buffers.get(buffer[1], 0) + size
+        if BUFFER in line or LAYER_LINE.search(line):
+            self.placed.append(line)
         elif MEMORY_WORDS.search(line):
             self.out_of_memory = line.strip()
         return None
@@ -109,11 +117,17 @@ def measure(
         LLMError: If the folder can't be written.
     """
     said, fault = Said(), None
+    # Once for each setting: it takes its time, and says where the layers are.
+    unverified = bench.hosts if number == 1 else ()
 
     def take(line: str) -> None:
+        nonlocal unverified
         row = said.take(line)
         if row is None:
             show_progress(line)
+        if unverified and PROGRESS.search(line) and said.placed:
+            hosts, unverified = unverified, ()
+            verify_layers(hosts, layer_devices(said.placed), said.buffers)
         if row is None or (bench.endpoints and not said.uses_workers):
             return
         test = Measurement(int(row["n_prompt"]), int(row["n_gen"]))
@@ -182,7 +196,7 @@ def command(
         "--output-err": "jsonl",
     }
     if setting.shares:
-        options["--tensor-split"] = setting.shares.replace(",", "/")
+        options["--tensor-split"] = setting.shares
     if not setting.gpu_layers:
         # Without it a GPU would still take part in computing prompts.
         options["--device"] = "none"
@@ -211,14 +225,14 @@ def done_result(
     test: Measurement,
     number: int,
     row: Mapping[str, Any],
-    buffers: Mapping[str, int],
+    weights: Mapping[str, int],
 ) -> Result:
     """The result that llama-bench's own line holds."""
     result = plain_result(bench, point, test, number, DONE, "")
     names = ("build_commit", "build_number", "backends", "cpu_info", "gpu_info", "test_time")
     build = {**result.build, **{name: row.get(name) for name in names}}
     seconds = [count / 1e9 for count in row.get("samples_ns", [])]
-    return replace(result, seconds=seconds, build=build, buffers=dict(buffers))
+    return replace(result, seconds=seconds, build=build, buffers=dict(weights))
 
 
 def plain_result(
