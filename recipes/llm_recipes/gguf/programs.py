@@ -97,11 +97,13 @@ def started_program(
     env: Mapping[str, str] | None = None,
     stderr: int = subprocess.PIPE,
     grace_s: float = SECONDS_TO_END,
+    cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running program, its output in pipes; when the block ends, it is ended.
 
     Args:
         grace_s: Seconds between asking it to end (SIGTERM) and killing it.
+        cwd: Folder it runs in, and that its relative names are of; None is this process's.
     """
     path = arguments[0] if "/" in arguments[0] else program(arguments[0])
     process = subprocess.Popen(
@@ -110,6 +112,7 @@ def started_program(
         stdout=subprocess.PIPE,
         stderr=stderr,
         env=None if env is None else dict(env),
+        cwd=cwd,
         preexec_fn=end_with_parent,
         # Ctrl-C is ours to handle: the terminal would send it to the program as well.
         start_new_session=True,

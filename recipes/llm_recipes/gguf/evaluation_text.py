@@ -1,0 +1,112 @@
+"""The text that models are measured with: a file, or Python's own documentation.
+
+    from llm_recipes.gguf.evaluation_text import read_text
+    text = read_text("python", held_out=True)
+
+Python's documentation is there without a download and under a free licence. It is English prose
+about programming: what a model is worth for another language or subject, a text of it tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from llm_recipes.errors import LLMError
+from llm_recipes.gguf import engine
+from llm_recipes.gguf.file import GgufFile
+from llm_recipes.gguf.tokenizer import GgufTokenizer
+
+PYTHON = "python"
+# Names that the files of Python's documentation get, which files made with them keep.
+NAMES = {True: "python-documentation-held-out.txt", False: "python-documentation.txt"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text. name: of its file, without folders. digest: of its bytes."""
+
+    name: str
+    content: str
+    digest: str
+
+    @property
+    def bytes(self) -> int:
+        """Length in UTF-8."""
+        return len(self.content.encode())
+
+
+def read_text(source: str, held_out: bool) -> Text:
+    """Read a text.
+
+    Args:
+        source: Path of a UTF-8 file; `python` is Python's own documentation.
+        held_out: Of Python's documentation, take the twentieth that recipes/data/tiny.py keeps
+            from training, and not the other nineteen.
+
+    Raises:
+        LLMError: If it can't be read, is empty, or no UTF-8.
+    """
+    if source == PYTHON:
+        from llm_recipes.tiny_corpus import natural_documents, split_documents
+
+        return make_text(
+            NAMES[held_out], "\n\n".join(split_documents(natural_documents())[held_out])
+        )
+    path = Path(source).expanduser()
+    fix = "give a text file in UTF-8, or `python` for Python's own documentation"
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise LLMError(f"cannot read the text {path}", error.strerror or str(error), fix) from None
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start} is no UTF-8"
+        raise LLMError(f"{path} is no text", why, "iconv -f latin1 -t utf-8 converts one") from None
+    if not content.strip():
+        raise LLMError(f"{path} is empty", fix=fix)
+    return make_text(path.name, content)
+
+
+def make_text(name: str, content: str) -> Text:
+    """A text of this content."""
+    return Text(name, content, sha256(content.encode()).hexdigest())
+
+
+@contextlib.contextmanager
+def vocabulary_of(file: GgufFile) -> Iterator[GgufTokenizer]:
+    """The tokenizer of a model whose weights are not loaded.
+
+    Raises:
+        LLMError: If llama.cpp can't read its vocabulary.
+    """
+    llama = engine.library()
+    parameters = llama.llama_model_default_params()
+    parameters.vocab_only = True
+    engine.forget_errors()
+    handle = llama.llama_model_load_from_file(os.fsencode(file.path), parameters)
+    if not handle:
+        why = engine.last_error() or "llama.cpp gives no reason"
+        raise LLMError(f"cannot read the vocabulary of {file.path}", why, "convert it again")
+    try:
+        yield GgufTokenizer(llama.llama_model_get_vocab(handle), None)
+    finally:
+        llama.llama_model_free(handle)
+
+
+def count_tokens(file: GgufFile, text: Text) -> int:
+    """Tokens of a text as llama.cpp's programs count them: special tokens in it count as such."""
+    with vocabulary_of(file) as tokenizer:
+        return len(tokenizer.encode(text.content))
+
+
+def length_faults(text: Text, tokens: int, context: int) -> list[LLMError]:
+    """Whether a text is long enough to be taken in pieces of `context` tokens."""
+    if tokens >= 2 * context:
+        return []
+    why = f"it has {tokens} tokens, and {2 * context} are needed"
+    fix = "a longer text, or a smaller --context"
+    return [LLMError(f"the text {text.name} is too short", why, fix)]
