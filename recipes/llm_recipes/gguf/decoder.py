@@ -100,7 +100,7 @@ class GgufDecoder:
         tokens = 0
         while waiting and running + len(started) < self.context.settings.sequences:
             length = len(waiting[0].token_ids)
-            if started and tokens + length > self.context.settings.batch:
+            if started and tokens + length > self.context.batch:
                 break
             request = waiting.popleft()
             place = running + len(started)
@@ -144,7 +144,7 @@ class GgufDecoder:
             positions += range(length)
             sequences += [places[prompt.request.token_ids]] * length
             last += [False] * (length - 1) + [True]
-        size = self.context.settings.batch
+        size = self.context.batch
         for offset in range(0, len(ids), size):
             part = slice(offset, offset + size)
             logits = self.context.decode(ids[part], positions[part], sequences[part], last[part])

@@ -180,7 +180,8 @@ class GgufModel:
 class GgufContext:
     """Sequences of a model and their keys and values; a context manager that frees them.
 
-    tokens: room of each sequence, what llama.cpp made of the settings. buffers: bytes of cache and
+    tokens: room of each sequence, what llama.cpp made of the settings. batch: tokens a call at most,
+    never more than all sequences have room for. buffers: bytes of cache and
     scratch memory by the buffer's name.
     """
 
@@ -201,7 +202,8 @@ class GgufContext:
         self.buffers = buffers(log)
         self.tokens = int(llama.llama_n_ctx_seq(handle))
         self._memory = llama.llama_get_memory(handle)
-        self._batch = _Batch(settings.batch)
+        self.batch = int(llama.llama_n_batch(handle))
+        self._arrays = _Batch(self.batch)
 
     def decode(
         self, token_ids: Integers, positions: Integers, sequences: Integers, wanted: Integers
@@ -209,7 +211,7 @@ class GgufContext:
         """Compute tokens, each after those before it in its sequence.
 
         Args:
-            token_ids: At most `settings.batch`.
+            token_ids: At most `batch`.
             positions: Of each token within its sequence, from 0.
             sequences: Number of each token's sequence; tokens of a sequence in order.
             wanted: Whether the logits of what follows the token are asked for.
@@ -221,9 +223,11 @@ class GgufContext:
         Raises:
             LLMError: If a sequence has no room left, or the computation fails.
         """
+        if len(token_ids) > self.batch:  # llama.cpp would end the process
+            raise ValueError(f"{len(token_ids)} tokens are more than a batch of {self.batch}")
         llama = engine.library()
-        count = self._batch.fill(token_ids, positions, sequences, wanted)
-        status = llama.llama_decode(self._handle, self._batch.struct)
+        count = self._arrays.fill(token_ids, positions, sequences, wanted)
+        status = llama.llama_decode(self._handle, self._arrays.struct)
         if status != 0:
             raise _decode_fault(status)
         if not count:
