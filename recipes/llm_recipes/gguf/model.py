@@ -49,8 +49,8 @@ class Placement:
     """Where the layers live.
 
     gpu_layers: how many go to GPUs or other hosts, the last ones; -1 is all. split: how several
-    share them. shares: in which proportion; empty: by their free memory. devices: their names;
-    None: all there are.
+    share them. shares: in which proportion; empty: by their free memory. devices: their names, in
+    the order of layers and shares; None: all there are.
     """
 
     gpu_layers: int = 0
@@ -327,7 +327,8 @@ def _place(parameters: Any, placement: Placement) -> list[Any]:
     known = engine.gpu_devices()
     chosen = known
     if placement.devices is not None:
-        chosen = [device for device in known if device.name in placement.devices]
+        by_name = {device.name: device for device in known}
+        chosen = [by_name[name] for name in placement.devices if name in by_name]
     if placement.gpu_layers == 0:
         chosen = []
     handles = (ctypes.c_void_p * (len(chosen) + 1))(*[device.handle for device in chosen], None)
