@@ -265,10 +265,15 @@ def read_bytes(point: Point, test: Measurement) -> float:
 def failure(fault: LLMError, said: Said) -> tuple[str, str]:
     """What it means that llama-bench failed, and its words."""
     if said.out_of_memory:
-        return NO_MEMORY, said.out_of_memory
+        return NO_MEMORY, printable(said.out_of_memory)
     if KILLED in fault.what:
         return NO_MEMORY, "killed (signal 9), as when the host's memory runs out"
-    return FAILED, f"{fault.what}: {fault.why}" if fault.why else fault.what
+    return FAILED, printable(f"{fault.what}: {fault.why}" if fault.why else fault.what)
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def show_progress(line: str) -> None:
