@@ -21,7 +21,8 @@ import torch
 
 from llm_recipes.cpu_topology import cpu_model
 from llm_recipes.errors import LLMError
-from llm_recipes.granted_cpus import SYSTEM, cgroup_levels, granted_cpus, read_lines
+from llm_recipes.granted_cpus import granted_cpus
+from llm_recipes.host_memory import free_host_bytes
 from llm_recipes.model_folder import first_line
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -141,30 +142,7 @@ def free_memory_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + reusable)
-    free, granted = _meminfo_available(), cgroup_free_bytes()
-    return free if granted is None else min(free, granted)
-
-
-def cgroup_free_bytes(system: Path = SYSTEM) -> int | None:
-    """Memory that this process's control groups still grant; None if they have no limit.
-
-    Files that were read lately count as used there, but make room when memory is needed.
-
-    Args:
-        system: Where /proc and /sys are.
-    """
-    names = {
-        "": ("memory.max", "memory.current", "inactive_file"),
-        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    }
-    left: list[int] = []
-    for controller, (limit_file, used_file, reclaimable_key) in names.items():
-        for level in cgroup_levels(controller, system):
-            limit, used = _number(level / limit_file), _number(level / used_file)
-            if limit is not None and used is not None:
-                reclaimable = _statistic(level / "memory.stat", reclaimable_key)
-                left.append(max(0, limit - max(0, used - reclaimable)))
-    return min(left, default=None)
+    return free_host_bytes()
 
 
 def peak_memory_bytes(device: torch.device) -> dict[str, int]:
@@ -255,20 +233,3 @@ def _best_time(work: Callable[[], object], device: torch.device, repeats: int = 
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _meminfo_available() -> int:
-    for line in read_lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-
-
-def _number(path: Path) -> int | None:
-    text = " ".join(read_lines(path))
-    return int(text) if text.isdigit() else None
-
-
-def _statistic(path: Path, key: str) -> int:
-    values = dict(line.split(" ", 1) for line in read_lines(path) if " " in line)
-    return int(values.get(key, 0))

@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from llm_recipes.device import (  # noqa: E402
-    cgroup_free_bytes,
     data_sheet,
     is_out_of_memory,
     measure_peak,
 )
 from llm_recipes.errors import LLMError  # noqa: E402
+from llm_recipes.host_memory import cgroup_free_bytes  # noqa: E402
 
 V1_UNLIMITED = 9223372036854771712
 

@@ -20,6 +20,8 @@ from llm_recipes.errors import USER_MISTAKE, LLMError
 from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, introduce, readable
 from llm_recipes.gguf.hosts import HOW, Meeting
 from llm_recipes.gguf.rpc import Server, choose_address, started_server
+from llm_recipes.gguf.threads import granted_threads
+from llm_recipes.host_memory import free_host_bytes
 
 CALL_S = 5.0
 LOOK_S = 0.2
@@ -101,22 +103,16 @@ def _server(
 
 
 def _threads(threads: int | None) -> int:
-    from llm_recipes.gguf.threads import granted_threads
-
     return threads or granted_threads().generate
 
 
 def _facts(server: Server, threads: int | None) -> dict[str, Any]:
-    import torch
-
-    from llm_recipes.device import free_memory_bytes
-
     return {
         "endpoint": server.endpoint,
         "offers": [name for name, _ in server.devices],
         "free_bytes": [free for _, free in server.devices],
         "threads": _threads(threads),
-        "memory_bytes": free_memory_bytes(torch.device("cpu")),
+        "memory_bytes": free_host_bytes(),
         "resident_bytes": server.resident_bytes(),
     }
 

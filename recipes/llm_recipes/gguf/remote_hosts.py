@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.channel import Channel, PeerLost
+from llm_recipes.host_memory import free_host_bytes
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.engine import Device
@@ -134,9 +135,6 @@ def place_on_hosts(
     Raises:
         LLMError: If the hosts can't hold the model, or there are more of them than layers.
     """
-    import torch
-
-    from llm_recipes.device import free_memory_bytes
     from llm_recipes.gguf.engine import gpu_devices
     from llm_recipes.gguf.model import Placement
     from llm_recipes.gguf.placement import MARGIN_BYTES, layers_of_devices, memory_need
@@ -151,7 +149,7 @@ def place_on_hosts(
     need = memory_need(file, room)
     free = [size for host in hosts for size in host.rooms] + [gpu.free_bytes for gpu in own_gpus]
     rooms = [max(1, size - need.scratch - MARGIN_BYTES) for size in free]
-    here = max(0, free_memory_bytes(torch.device("cpu")) - need.scratch - need.input)
+    here = max(0, free_host_bytes() - need.scratch - need.input)
     sizes = [need.of([layer]) for layer in range(len(need.layers))]
     if gpu_layers == "auto":
         has_gpus = bool(own_gpus) or any(host.has_gpus for host in hosts)
