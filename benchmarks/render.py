@@ -182,6 +182,47 @@ def gpu_finetune(r: Result) -> str:
     return rows(header, lines)
 
 
+def gguf_generate(r: Result) -> str:
+    """GGUF models: generate.py against llama-bench, and sequences at once."""
+    shape = f"{r['parameters'] / 1e9:.2f} B parameters, {r['type']}, {r['threads']} threads"
+    names = {"prompt": f"prompt of {r['prompt_tokens']} tokens",
+             "generate": f"{r['new_tokens']} tokens after it"}
+    against = rows(
+        f"{shape} | `generate.py`, tokens/s | `llama-bench`, tokens/s | ratio (at least "
+        f"{r['limit']}) | of each round",
+        [f"{words} | {r[name]['ours_tokens_per_s']:.1f} | "
+         f"{r[name]['llama_bench_tokens_per_s']:.1f} | {r[name]['ratio']:.3f} | "
+         f"{', '.join(f'{ratio:.3f}' for ratio in r[name]['ratios'])}"
+         for name, words in names.items()])
+    parallel = rows(
+        f"{r['sequences']} prompts of {r['sequence_tokens']} tokens, as many new ones each | "
+        "new tokens/s | against one by one",
+        [f"{row['at_once']} at once | {row['tokens_per_s']:.1f} | {row['against_one']:.2f}"
+         for row in r["parallel"]])
+    return f"{against}\n\n{parallel}"
+
+
+def gguf_load(r: Result) -> str:
+    """Loading of a GGUF model."""
+    size = r["bytes"] / 1e9
+    lines = [f"{row['where']} | {row['mode']} | {row['ready_s']:.2f} s | "
+             f"{size / row['ready_s']:.2f} GB/s" for row in r["rows"]]
+    lines.append(f"plain reading, disk, cold |  | {r['read_s']:.2f} s | "
+                 f"{size / r['read_s']:.2f} GB/s")
+    return rows(f"{size:.2f} GB, {r['type']}, median of {r['rounds']} | `--load-mode` | "
+                "until the first token | rate", lines)
+
+
+def llama_native(r: Result) -> str:
+    """The image's kernels against native ones."""
+    return rows(
+        f"{r['threads']} threads | image, tokens/s | native, tokens/s | ratio (at least "
+        f"{r['limit']}) | of each round",
+        [f"{row['type']}, {row['test']} | {row['image_tokens_per_s']:.1f} | "
+         f"{row['native_tokens_per_s']:.1f} | {row['ratio']:.3f} | "
+         f"{', '.join(f'{ratio:.3f}' for ratio in row['ratios'])}" for row in r["rows"]])
+
+
 def machine(gpu: str) -> str:
     """The machine that this runs on, and the GPU of the results."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -200,6 +241,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
+    "gguf_generate": gguf_generate, "gguf_load": gguf_load, "llama_native": llama_native,
 }
 
 

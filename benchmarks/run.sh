@@ -30,6 +30,10 @@ python3 benchmarks/finetune_against_peers.py --model build/demo/tiny-llama "$@" 
     --json "$results/finetune_against_peers.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/finetune_memory.py \
     --output "$results/finetune_memory.json"
+bin/llm-run --image llm-cpu python benchmarks/gguf_generate.py \
+    --output "$results/gguf_generate.json" || passed=$?
+bin/llm-run --image llm-cpu python benchmarks/gguf_load.py --output "$results/gguf_load.json"
+python3 benchmarks/llama_native.py --json "$results/llama_native.json" || passed=$?
 if nvidia-smi -L >/dev/null 2>&1; then
     bin/llm-run --gpu python benchmarks/gpu_inference.py --output "$results/gpu_inference.json"
     bin/llm-run --gpu python benchmarks/gpu_finetune.py --output "$results/gpu_finetune.json"

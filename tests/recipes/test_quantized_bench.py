@@ -227,7 +227,7 @@ def test_ends_that_are_results(
     # Out of memory is final, a crash is tried again.
     assert start(*threads(1, 2, 3, 4, 5, 6), "--rounds", 2) == 0
     assert {row["--threads"] for row in starts(tmp_path)[8:]} == {"4", "5"}
-    assert ends(tmp_path)[4, "tg"] == done
+    assert ends(tmp_path)[4, "tg"] == "done"
 
 
 def test_settings_reach_llama_bench(start: Start, tmp_path: Path) -> None:
