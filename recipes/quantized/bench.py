@@ -279,17 +279,12 @@ def note_impossible(job: Job, results: list[Result]) -> None:
 
 
 def describe(point: Point) -> str:
-    """A point in a line: the model, and its settings that are not llama-bench's usual ones."""
-    from llm_recipes.gguf.bench_points import Setting
-    from llm_recipes.gguf.bench_table import NAMES
+    """A point in a line."""
+    from dataclasses import asdict
 
-    usual = Setting(threads=0)
-    parts = [
-        f"{title} {getattr(point.setting, name)}"
-        for name, title in NAMES.items()
-        if getattr(point.setting, name) != getattr(usual, name)
-    ]
-    return f"{point.model.title}, {', '.join(parts)}"
+    from llm_recipes.gguf.bench_table import in_words
+
+    return f"{point.model.title}, {in_words(asdict(point.setting))}"
 
 
 def outcome(result: Result) -> str:

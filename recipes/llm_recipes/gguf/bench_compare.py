@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_recipes.gguf.bench_figures import Figure, t_quantile
-from llm_recipes.gguf.bench_points import Setting, varying
-from llm_recipes.gguf.bench_table import NAMES, digits, place
+from llm_recipes.gguf.bench_points import varying
+from llm_recipes.gguf.bench_table import NAMES, digits, in_words, place
 
 HEADER = ["model", "type", "test", "A, tok/s", "B, tok/s", "B / A", "95 %", "verdict"]
 
@@ -180,13 +180,8 @@ def summary(found: Comparison) -> list[str]:
 
 
 def describe(figure: Figure) -> str:
-    """A point in a line: its model, its test, and what is not llama-bench's usual setting."""
-    usual = Setting(threads=0)
-    parts = [f"threads {figure.setting['threads']}"]
-    for name, title in NAMES.items():
-        if name != "threads" and figure.setting[name] != getattr(usual, name):
-            parts.append(f"{title} {figure.setting[name]}")
-    return f"{figure.model['title']} {figure.test.title}, {', '.join(parts)}"
+    """A point in a line."""
+    return f"{figure.model['title']} {figure.test.title}, {in_words(figure.setting)}"
 
 
 def comparison_csv(found: Comparison) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_recipes.device import GB
 from llm_recipes.gguf.bench_figures import Figure, Peak
-from llm_recipes.gguf.bench_points import DONE, Measurement, varying
+from llm_recipes.gguf.bench_points import DONE, Measurement, Setting, varying
 
 # Settings of llama-bench and their short names for people.
 NAMES = {
@@ -58,6 +58,17 @@ def place(setting: Mapping[str, Any]) -> list[tuple[float, str]]:
     """To sort settings: numbers by their size, words by the alphabet."""
     values = setting.values()
     return [(v, "") if isinstance(v, (int, float)) else (0.0, str(v)) for v in values]
+
+
+def in_words(setting: Mapping[str, Any]) -> str:
+    """The threads of a setting, and what is not llama-bench's usual one."""
+    usual = Setting(threads=0)
+    parts = [
+        f"{title} {setting[name]}"
+        for name, title in NAMES.items()
+        if setting[name] != getattr(usual, name)
+    ]
+    return ", ".join(parts)
 
 
 def tests_of(figures: Sequence[Figure]) -> list[Measurement]:
