@@ -35,10 +35,8 @@ QUIET_S = 10.0  # until it says for whom it waits
 PATIENCE_S = 60.0  # for the child to save what it has
 LOST_PATIENCE_S = 5.0  # where it can't compute any more
 GB = 1e9
-AGAIN = (
-    "start it again: answers that are in --output stay; if memory ran out there: more nodes,\n"
-    "more memory for the job, a smaller --context"
-)
+AGAIN = "start it again: answers that are in --output stay"
+MEMORY = f"{AGAIN}; if memory ran out: more nodes, more memory for the job, a smaller --context"
 
 
 @dataclass
@@ -272,7 +270,7 @@ def _watch(child: subprocess.Popen[bytes], control: Channel, workers: Sequence[W
             if time.monotonic() > aborted + REPORT_S:
                 return status
         if leaving and time.monotonic() > leaving[0] + SIGNALLED_S:
-            raise _Told(_lost(leaving[1], "it was told to end (SIGTERM or Ctrl-C)"))
+            raise _Told(_lost(leaving[1], "it was told to end (SIGTERM or Ctrl-C)", AGAIN))
         for source in readable(listening, LOOK_S):
             if source is control:
                 if not _answer(control, workers):
@@ -295,7 +293,7 @@ def _listen(worker: Worker) -> bool:
         raise _lost(worker, str(lost)) from None
     for message in messages:
         if "fault" in message:
-            raise _lost(worker, message["fault"]["why"])
+            raise _lost(worker, message["fault"]["why"], MEMORY)
     return any("leaving" in message for message in messages)
 
 
@@ -322,15 +320,16 @@ def _measure(worker: Worker) -> dict[str, Any]:
         while True:
             message = worker.channel.receive(CALL_S)
             if "fault" in message:
-                raise _lost(worker, message["fault"]["why"])
+                raise _lost(worker, message["fault"]["why"], MEMORY)
             if "resident_bytes" in message:
                 return {**worker.facts, "resident_bytes": message["resident_bytes"]}
     except PeerLost as lost:
         raise _lost(worker, str(lost)) from None
 
 
-def _lost(worker: Worker, reason: str) -> LLMError:
-    return LLMError(f"host {worker.name} has left the run", reason, AGAIN)
+def _lost(worker: Worker, reason: str, fix: str = "") -> LLMError:
+    others = f"{AGAIN}; on other nodes: --exclude={worker.name}"
+    return LLMError(f"host {worker.name} has left the run", reason, fix or others)
 
 
 def _end_child(child: subprocess.Popen[bytes], number: signal.Signals, seconds: float) -> None:

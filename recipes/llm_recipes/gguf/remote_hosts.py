@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_recipes.errors import LLMError
+from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.gguf.channel import Channel, PeerLost
 from llm_recipes.host_memory import free_host_bytes
 
@@ -234,26 +234,22 @@ def verify_layers(
     for held in found:
         _tell(held)
     print(f"hosts: here: {_ranges(elsewhere)}", file=sys.stderr, flush=True)
-    for held in found:
-        _check(held)
+    raise_all([fault for held in found for fault in _faults(held)])
     return found
 
 
-def _check(held: Held) -> None:
+def _faults(held: Held) -> list[LLMError]:
     host = held.host
     if not held.layers or not held.said:
-        raise LLMError(
-            f"host {host.name} holds no layer of the model",
-            "llama.cpp's log names none",
-            "more layers for other hosts (--gpu-layers all), other --shares, or fewer nodes",
-        )
+        what = f"host {host.name} holds no layer of the model"
+        fix = "more layers for other hosts (--gpu-layers all), other --shares, or fewer nodes"
+        return [LLMError(what, "llama.cpp's log names none", fix)]
     if held.measured is not None and held.measured < HELD_SHARE * held.said:
-        raise LLMError(
-            f"host {host.name} does not hold the layers that it was given",
-            f"they have {held.said / MB:.1f} MB, and its memory has grown by"
-            f" {held.measured / MB:.1f} MB",
-            "a fault of llama.cpp's RPC or of this recipe; without --hosts it runs here alone",
-        )
+        what = f"host {host.name} does not hold the layers that it was given"
+        why = f"they have {held.said / MB:.1f} MB, its memory grew by {held.measured / MB:.1f} MB"
+        fix = "a fault of llama.cpp's RPC or of this recipe; without --hosts it runs here alone"
+        return [LLMError(what, why, fix)]
+    return []
 
 
 def _tell(held: Held) -> None:
