@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_recipes.answering import Job, Session, answer_prompts, make_requests, say
+from llm_recipes.answering import Job, Session, answer_prompts, make_requests
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import raise_all
 from llm_recipes.generation_options import option_faults
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from llm_recipes.answers import Key
     from llm_recipes.decoding import DecodeSettings, Request
     from llm_recipes.gguf.file import GgufFile
-    from llm_recipes.gguf.model import ContextSettings, GgufModel, Placement
-    from llm_recipes.gguf.threads import Threads
+    from llm_recipes.gguf.model import ContextSettings, GgufModel
+    from llm_recipes.gguf.opening import OpenOptions
     from llm_recipes.gguf.tokenizer import GgufTokenizer
     from llm_recipes.prompts import Prompt
 
-MOST_AT_ONCE = {"cpu": 16, "gpu": 64}
 CHAT_TOKENS = 8192  # room for a conversation, where the model has been trained for more
 # Settings that change no answer beyond rounding: a run may be continued with others.
 FREE_TO_CHANGE = frozenset(
@@ -50,7 +49,6 @@ class Plan:
 
     settings: dict[str, Any]
     file: GgufFile
-    threads: Threads
 
 
 def generate(
@@ -131,15 +129,11 @@ def generate(
         status = run_on_hosts()
         if status is not None:
             return status
-    from llm_recipes.gguf import threads as cpu
     from llm_recipes.gguf.file import read_gguf
-    from llm_recipes.gguf.tuning import threads_for
 
     asked = [] if chat else read_prompts(prompt, prompts)
     file = read_gguf(model)
-    chosen = threads_for(file, threads, prompt_threads)
-    cpu.use(chosen)
-    plan = Plan(settings, file, chosen)
+    plan = Plan(settings, file)
     if chat:
         return hold_chat(plan)
     job = Job(
@@ -157,9 +151,11 @@ def made_with(plan: Plan) -> dict[str, Any]:
 
 
 def device_names() -> str:
-    """What computes: the GPUs, else the CPU."""
+    """What computes: GPUs and other hosts, else the CPU."""
     from llm_recipes.gguf.engine import devices, gpu_devices
+    from llm_recipes.gguf.hosts import connected_hosts
 
+    connected_hosts()
     return ", ".join(device.description for device in gpu_devices() or devices())
 
 
@@ -171,6 +167,7 @@ def session(plan: Plan, asked: Sequence[Prompt], missing: Sequence[Key]) -> Iter
     from llm_recipes.device import peak_memory_bytes
     from llm_recipes.gguf.decoder import GgufDecoder
     from llm_recipes.gguf.model import GgufModel
+    from llm_recipes.gguf.opening import open_model
     from llm_recipes.gguf.size import model_size
     from llm_recipes.summary import Loading, describe, generation_metrics
 
@@ -180,8 +177,9 @@ def session(plan: Plan, asked: Sequence[Prompt], missing: Sequence[Key]) -> Iter
         limit = sequence_limit(plan)
         style, system = o["prompt_style"], o["system"]
         requests = make_requests(asked, missing, words.tokenizer, style, system, limit)
-        room = context_settings(plan, requests)
-    with load(plan, room) as model, model.context(room) as context:
+    tokens = longest(plan, requests)
+    opened = open_model(plan.file, open_options(plan), tokens, most=len(requests))
+    with opened as (model, room), model.context(room) as context:
         decoder = GgufDecoder(
             context, model.tokenizer, decode_settings(plan, model.tokenizer, context.tokens)
         )
@@ -193,7 +191,7 @@ def session(plan: Plan, asked: Sequence[Prompt], missing: Sequence[Key]) -> Iter
         def metrics() -> dict[str, Any]:
             memory = peak_memory_bytes(torch.device("cpu"))
             made = generation_metrics(loading, size, decoder.work, peak, memory)
-            return {**made, **placement_metrics(plan, model, context.buffers, room)}
+            return {**made, **placement_metrics(model, context.buffers, room)}
 
         yield Session(
             requests,
@@ -209,12 +207,13 @@ def hold_chat(plan: Plan) -> int:
     """A conversation at the terminal."""
     from llm_recipes.chat import converse
     from llm_recipes.gguf.decoder import GgufDecoder
+    from llm_recipes.gguf.opening import open_model
 
     trained = plan.file.context_length or CHAT_TOKENS
     asked = plan.settings["context"]
     tokens = min(trained, CHAT_TOKENS) if asked == "auto" else min(asked, trained)
-    room = context_of(plan, tokens, 1)
-    with load(plan, room) as model, model.context(room) as context:
+    opened = open_model(plan.file, open_options(plan), tokens, most=1)
+    with opened as (model, room), model.context(room) as context:
         settings = decode_settings(plan, model.tokenizer, tokens)
         decoder = GgufDecoder(context, model.tokenizer, settings)
         style, system = plan.settings["prompt_style"], plan.settings["system"]
@@ -229,70 +228,20 @@ def sequence_limit(plan: Plan) -> int | None:
     return int(asked) if trained is None else min(int(asked), trained)
 
 
-def context_settings(plan: Plan, requests: Sequence[Request]) -> ContextSettings:
-    """Room for the requests: as long as the longest, as many as memory allows."""
-    import torch
-
-    from llm_recipes.device import free_memory_bytes
-    from llm_recipes.gguf.engine import gpu_devices
-    from llm_recipes.gguf.placement import sequences_that_fit
-
-    longest = max(len(request.token_ids) for request in requests)
-    longest += plan.settings["max_new_tokens"]
+def longest(plan: Plan, requests: Sequence[Request]) -> int:
+    """Tokens of the longest sequence, its answer included."""
+    tokens = max(len(request.token_ids) for request in requests)
+    tokens += int(plan.settings["max_new_tokens"])
     limit = sequence_limit(plan)
-    tokens = longest if limit is None else min(longest, limit)
-    gpus = gpu_devices() if plan.settings["gpu_layers"] != 0 else []
-    if plan.settings["parallel"] != "auto":
-        return context_of(plan, tokens, min(plan.settings["parallel"], len(requests)))
-    most = min(len(requests), MOST_AT_ONCE["gpu" if gpus else "cpu"])
-    free = sum(gpu.free_bytes for gpu in gpus) or free_memory_bytes(torch.device("cpu"))
-    one = context_of(plan, tokens, 1)
-    return context_of(plan, tokens, sequences_that_fit(plan.file, one, most, int(0.8 * free)))
+    return tokens if limit is None else min(tokens, limit)
 
 
-def context_of(plan: Plan, tokens: int, sequences: int) -> ContextSettings:
-    """The command line's settings for so many sequences of so many tokens."""
-    from llm_recipes.gguf.model import ContextSettings
+def open_options(plan: Plan) -> OpenOptions:
+    """The command line's options about memory and threads."""
+    from llm_recipes.gguf.opening import OpenOptions
 
-    o = plan.settings
-    return ContextSettings(
-        tokens=tokens,
-        sequences=sequences,
-        threads=plan.threads.generate,
-        prompt_threads=plan.threads.prompt,
-        key_type=o["kv_type"],
-        value_type=o["kv_type"],
-        flash_attention=o["flash_attention"],
-    )
-
-
-def load(plan: Plan, room: ContextSettings) -> GgufModel:
-    """The model, its layers where the command line wants them, or where they fit."""
-    from llm_recipes.gguf.hosts import connected_hosts, verify_hosts
-    from llm_recipes.gguf.model import GgufModel
-
-    hosts = connected_hosts()
-    placement = place(plan, room)
-    file = plan.file
-    where = f", {placement.gpu_layers} layers on GPUs" if placement.gpu_layers else ""
-    threads = f"{plan.threads.generate} threads ({plan.threads.reason})"
-    say(f"loading {file.path} ({file.bytes / 1e9:.3g} GB, {file.file_type}){where}; {threads}")
-    model = GgufModel.load(file, placement, plan.settings["load_mode"], progress=True)
-    if hosts:
-        verify_hosts(hosts, model)
-    return model
-
-
-def place(plan: Plan, room: ContextSettings) -> Placement:
-    """Where the layers go."""
-    from llm_recipes.gguf.hosts import connected_hosts, place_on_hosts
-    from llm_recipes.gguf.placement import plan_placement, shares_of
-
-    o = plan.settings
-    hosts = connected_hosts()
-    if hosts:
-        return place_on_hosts(hosts, plan.file, room, o["gpu_layers"], shares_of(o["shares"]))
-    return plan_placement(plan.file, o["gpu_layers"], o["split"], shares_of(o["shares"]), room)
+    names = [field.name for field in fields(OpenOptions)]
+    return OpenOptions(**{name: plan.settings[name] for name in names})
 
 
 def decode_settings(plan: Plan, tokenizer: GgufTokenizer, context: int) -> DecodeSettings:
@@ -328,13 +277,13 @@ def peak_of(plan: Plan) -> Any:
 
 
 def placement_metrics(
-    plan: Plan, model: GgufModel, buffers: dict[str, int], room: ContextSettings
+    model: GgufModel, buffers: dict[str, int], room: ContextSettings
 ) -> dict[str, Any]:
     """The record's numbers about threads, layers and memory."""
     on_gpus = sum(1 for name in model.layer_devices.values() if not name.startswith("CPU"))
     return {
-        "threads": plan.threads.generate,
-        "prompt_threads": plan.threads.prompt,
+        "threads": room.threads,
+        "prompt_threads": room.prompt_threads,
         "parallel": room.sequences,
         "context_tokens": room.tokens,
         "gpu_layers": on_gpus,

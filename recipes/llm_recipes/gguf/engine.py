@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
@@ -25,6 +26,7 @@ from llm_recipes.errors import LLMError
 DEBUG, WARN, ERROR, CONTINUED = 1, 3, 4, 5
 KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel", 4: "meta"}  # ggml_backend_dev_type
 KEPT_ERRORS = 20
+KERNELS, CPU_LIBRARY = "LLM_CPU_KERNELS", "libggml-cpu-"
 
 
 @dataclass
@@ -75,10 +77,11 @@ class Device:
 def library() -> Any:
     """The module `llama_cpp`, with the best kernels of this CPU and a GPU's, where there is one.
 
-    Set LLM_LLAMA_LOG=1 to see llama.cpp's own log.
+    Set LLM_LLAMA_LOG=1 to see llama.cpp's own log, and LLM_CPU_KERNELS to one of its variants, such
+    as haswell or x64 (for every CPU), to find out whether it is the kernels that differ or fail.
 
     Raises:
-        LLMError: If this environment has no llama.cpp.
+        LLMError: If this environment has no llama.cpp, or not these kernels.
     """
     try:
         import llama_cpp
@@ -90,9 +93,9 @@ def library() -> Any:
         ) from None
     _log.callback = llama_cpp.llama_log_callback(_log.take)
     llama_cpp.llama_log_set(_log.callback, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    if not _all_devices():
-        _ggml().ggml_backend_load_all()
+    if os.environ.get(KERNELS):
+        _load_kernels(os.environ[KERNELS])
+    llama_cpp.llama_backend_init()  # loads what suits this machine, if nothing is loaded yet
     if not _all_devices():
         fix = "use the image llm: llm-run python ..."
         raise LLMError("llama.cpp finds no backend", "not even one for CPUs", fix)
@@ -193,6 +196,20 @@ def _type_names() -> tuple[str | None, ...]:
     return tuple(names)
 
 
+def _load_kernels(variant: str) -> None:
+    folder = Path(_binding()._base_path).resolve()
+    found = {path.stem.removeprefix(CPU_LIBRARY): path for path in folder.glob(f"{CPU_LIBRARY}*")}
+    if variant not in found:
+        fix = f"one of {', '.join(sorted(found)) or 'none'}, or leave {KERNELS} unset"
+        raise LLMError(f"{KERNELS}={variant}: this llama.cpp has no such kernels", fix=fix)
+    others = sorted(set(folder.glob("libggml-*.so")) - set(folder.glob("libggml-base.so")))
+    for path in (found[variant], *(p for p in others if not p.name.startswith(CPU_LIBRARY))):
+        _ggml().ggml_backend_load(os.fsencode(path))
+    if not _all_devices():
+        why = "a CPU without the instructions that they need"
+        raise LLMError(f"the kernels {variant} can't run here", why, f"leave {KERNELS} unset")
+
+
 def _all_devices() -> list[Device]:
     ggml = _ggml()
     found = []
@@ -216,12 +233,10 @@ def _all_devices() -> list[Device]:
 @functools.cache
 def _ggml() -> Any:
     """libggml as this process has it already: another name of the file loads a second one."""
-    import llama_cpp.llama_cpp as binding
-
     # dlopen's own scope of libllama sees libggml and libggml-base, which it is linked with.
-    ggml = binding._lib
+    ggml = _binding()._lib
     signatures: dict[str, tuple[Any, list[Any]]] = {
-        "ggml_backend_load_all": (None, []),
+        "ggml_backend_load": (ctypes.c_void_p, [ctypes.c_char_p]),
         "ggml_backend_dev_count": (ctypes.c_size_t, []),
         "ggml_backend_dev_get": (ctypes.c_void_p, [ctypes.c_size_t]),
         "ggml_backend_dev_name": (ctypes.c_char_p, [ctypes.c_void_p]),
@@ -240,6 +255,13 @@ def _ggml() -> Any:
         function = getattr(ggml, name)
         function.restype, function.argtypes = result, arguments
     return ggml
+
+
+def _binding() -> Any:
+    """llama-cpp-python's module of C functions."""
+    import llama_cpp.llama_cpp as binding
+
+    return binding
 
 
 def row_bytes(type_name: str, elements: int) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import engine
 from llm_recipes.gguf.file import GgufFile
-from llm_recipes.gguf.tokenizer import GgufTokenizer
+from llm_recipes.gguf.tokenizer import HUGGING_FACE_KEY, GgufTokenizer
 
 Split = Literal["none", "layer", "row", "tensor"]
 SPLITS = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # llama_split_mode
@@ -149,7 +149,10 @@ class GgufModel:
     def tokenizer(self) -> GgufTokenizer:
         """The model's own."""
         template = engine.library().llama_model_chat_template(self._handle, None)
-        return GgufTokenizer(self._vocabulary, template.decode("utf-8") if template else None)
+        original = self.file.metadata.get(HUGGING_FACE_KEY)
+        return GgufTokenizer(
+            self._vocabulary, template.decode("utf-8") if template else None, original
+        )
 
     def context(self, settings: ContextSettings) -> GgufContext:
         """Room for sequences.
@@ -180,8 +183,8 @@ class GgufModel:
 class GgufContext:
     """Sequences of a model and their keys and values; a context manager that frees them.
 
-    tokens: room of each sequence, what llama.cpp made of the settings. batch: tokens a call at most,
-    never more than all sequences have room for. buffers: bytes of cache and
+    tokens: room of each sequence, what llama.cpp made of the settings. batch: tokens of a call at
+    most, never more than all sequences have room for. buffers: bytes of cache and
     scratch memory by the buffer's name.
     """
 
