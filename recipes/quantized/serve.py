@@ -122,6 +122,7 @@ def checked(settings: dict[str, Any]) -> Plan:
     from llm_recipes.gguf.options import placement_faults
     from llm_recipes.gguf.server_arguments import alias_of
     from llm_recipes.gguf.server_plan import plan_apart
+    from llm_recipes.record import read_record
 
     o = settings
     faults = placement_faults(o) + option_faults(o)
@@ -134,6 +135,8 @@ def checked(settings: dict[str, Any]) -> Plan:
     ):
         faults += faults_of(lambda look=look: kept.append(look()))  # type: ignore[misc]
     faults += faults_of(lambda: server_connection.check_file(file))
+    if record.exists() and read_record(record) is None:
+        faults.append(LLMError(f"{record} is there and no run record", fix="another --record"))
     raise_all(faults)
     place, key = kept
     if key.value is None and server_address.is_public(place.host):

@@ -84,6 +84,7 @@ def environment(key: ApiKey, env: Mapping[str, str]) -> dict[str, str]:
     }
     # A user's llama.cpp/config.ini holds options too.
     passed["XDG_CONFIG_HOME"] = "/dev/null"
+    passed.setdefault("GGML_NO_BACKTRACE", "1")  # else ggml calls a debugger before it aborts
     if key.value is not None and key.file is None:
         passed["LLAMA_API_KEY"] = key.value
     return passed

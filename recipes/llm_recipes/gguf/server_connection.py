@@ -9,6 +9,7 @@ in this file alone, mode 0600, and on a terminal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -92,26 +93,35 @@ class Connection:
 
 def default_file(env: Mapping[str, str]) -> Path:
     """Where the connection is written: below the user's home, which login nodes share."""
-    name = env.get("SLURM_JOB_ID") or f"{socket.gethostname()}-{os.getpid()}"
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    if job := env.get("SLURM_JOB_ID"):
+        # As Slurm names it: a job may have several steps and tasks, each with a server.
+        name = f"{job}.{env.get('SLURM_STEP_ID', 'batch')}.{env.get('SLURM_PROCID', '0')}"
     return Path("~/.cache/llm/servers").expanduser() / f"{name}.env"
 
 
 def check_file(file: Path) -> None:
-    """See that writing the connection loses nothing of the user's.
+    """See that the connection can be written, and that nothing of the user's is lost by it.
 
     Raises:
-        LLMError: If something else is there.
+        LLMError: If something else is there, or the folder can't be written.
     """
+    ours = True
     try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
         with open(file, encoding="utf-8") as there:
             ours = there.readline().startswith(HEADER)
-    except FileNotFoundError:
-        return
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         ours = False
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _write_fault(file, error) from None
     if not ours:
         fix = "choose another --connection"
         raise LLMError(f"{file} is there and no connection of a server", fix=fix)
+    if not os.access(file.parent, os.W_OK):
+        raise _write_fault(file, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 @contextlib.contextmanager
@@ -151,7 +161,6 @@ def file_text(connection: Connection) -> str:
 def _write_private(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()  # of a process with our number, long gone
@@ -163,9 +172,13 @@ def _write_private(file: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        why = error.strerror or str(error)
-        fix = "choose another --connection, in a folder that you can write"
-        raise LLMError(f"cannot write the connection file {file}", why, fix) from None
+        raise _write_fault(file, error) from None
+
+
+def _write_fault(file: Path, error: OSError) -> LLMError:
+    fix = "choose another --connection, in a folder that you can write"
+    what = f"cannot write the connection file {file}"
+    return LLMError(what, error.strerror or str(error), fix)
 
 
 def instructions(

@@ -88,8 +88,11 @@ class ServerLog:
 
     def reason(self) -> str:
         """Why it ended, as far as its last lines say."""
-        lines = [LEVEL.sub("", line) for line in self.recent]
-        return error_of([line for line in lines if not any(word in line for word in WITH_TEXT)])
+        lines = [line for line in self.recent if not any(word in line for word in WITH_TEXT)]
+        if self.is_listening:
+            # Warnings of requests long gone are no reason; an abort of ggml has no letter.
+            lines = [line for line in lines if not line.startswith(("I ", "W "))][-1:]
+        return error_of([LEVEL.sub("", line) for line in lines])
 
 
 def is_to_be_shown(line: str) -> bool:
