@@ -27,7 +27,7 @@ from llm_recipes.gguf.server_address import free_port
 
 WAITS = [str(Path(__file__).with_name("hosts_recipe.py"))]
 GENERATE = [str(RECIPES / "quantized" / "generate.py")]
-SLOW = 120.0
+SLOW = 300.0
 
 
 class Party:
@@ -49,6 +49,7 @@ class Party:
             "LLM_HOSTS_WAIT": "30",
             "SLURM_PROCID": str(task),
             "SLURM_NTASKS": str(self.count),
+            "SLURM_CPUS_PER_TASK": "1",
             "PARTY": self.secret,
         }
         with open(self.folder / f"task{task}", "wb") as output:
@@ -282,6 +283,7 @@ def test_layers_are_looked_for_where_they_should_be(
     grown = zip(hosts, (950, of_n3), strict=True)
     answer = [{"endpoint": h.endpoint, "resident_bytes": 100 + more} for h, more in grown]
     monkeypatch.setattr(remote_hosts, "_ask", lambda question: answer)
+    monkeypatch.setattr(remote_hosts, "ARRIVED_S", 0.1)
     sizes = {"CPU_Mapped": 500, "RPC0[10.0.0.1:1]": 1000, "RPC0[10.0.0.1:2]": 1000}
     with pytest.raises(LLMError, match=words) if words else contextlib.nullcontext():
         held = verify_layers(hosts, layers, sizes)
@@ -372,7 +374,7 @@ def six_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PROMPTS = ["--prompt", "Once upon a time", "--prompt", "def f(x):", "--prompt-style", "raw"]
-SHORT = ["--max-new-tokens", "24", "--threads", "1", "--parallel", "2"]
+SHORT = ["--max-new-tokens", "16", "--threads", "1", "--parallel", "2"]
 
 
 def answers(path: Path) -> dict[tuple[str, int], str]:
@@ -417,7 +419,7 @@ def test_a_server_killed_on_the_way_is_named(tmp_path: Path, six_layers: Path) -
         began = time.monotonic()
         os.kill(party.processes("ggml-rpc-server")[0], signal.SIGKILL)
         assert sorted(party.statuses()) == [0, 2, 2]
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         party.assert_gone()
     finally:
         party.end()

@@ -13,6 +13,7 @@ import itertools
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,7 @@ ENDPOINTS, CONTROL = "LLM_RPC_ENDPOINTS", "LLM_HOSTS_CONTROL"
 HERE = "this host"
 REMOTE = "RPC"  # how the names of other hosts' devices begin
 ANSWER_S = 20.0
+ARRIVED_S, LOOK_S = 20.0, 0.2
 HELD_SHARE = 0.9  # of the bytes that llama.cpp says a host got
 GB, MB = 1e9, 1e6
 
@@ -224,18 +226,33 @@ def verify_layers(
         layer_devices: Name of the device of each layer.
         buffers: Bytes of weights by the buffer's name, `RPC0[ADDRESS:PORT]`.
     """
-    found = []
-    measured = _measured(hosts)
-    for host, names in zip(hosts, device_names(hosts), strict=True):
-        layers = tuple(sorted(i for i, name in layer_devices.items() if name in names))
-        said = sum(size for name, size in buffers.items() if f"[{host.endpoint}]" in name)
-        found.append(Held(host, layers, said, measured[host.endpoint]))
+    named = list(zip(hosts, device_names(hosts), strict=True))
+    until = time.monotonic() + ARRIVED_S
+    while True:
+        grown = _grown(hosts)
+        found = [_held(host, names, layer_devices, buffers, grown) for host, names in named]
+        # What was sent last may still be on its way: nobody confirms that it has arrived.
+        if time.monotonic() > until or not any(_faults(held) for held in found):
+            break
+        time.sleep(LOOK_S)
     elsewhere = sorted(set(layer_devices) - {layer for held in found for layer in held.layers})
     for held in found:
         _tell(held)
     print(f"hosts: here: {_ranges(elsewhere)}", file=sys.stderr, flush=True)
     raise_all([fault for held in found for fault in _faults(held)])
     return found
+
+
+def _held(
+    host: RemoteHost,
+    names: Sequence[str],
+    layer_devices: Mapping[int, str],
+    buffers: Mapping[str, int],
+    grown: Mapping[str, int | None],
+) -> Held:
+    layers = tuple(sorted(i for i, name in layer_devices.items() if name in names))
+    said = sum(size for name, size in buffers.items() if f"[{host.endpoint}]" in name)
+    return Held(host, layers, said, grown[host.endpoint])
 
 
 def _faults(held: Held) -> list[LLMError]:
@@ -269,7 +286,7 @@ def _ranges(layers: Sequence[int]) -> str:
     return f"layers {layers[0]}-{layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
 
 
-def _measured(hosts: Sequence[RemoteHost]) -> dict[str, int | None]:
+def _grown(hosts: Sequence[RemoteHost]) -> dict[str, int | None]:
     """By how much each host's memory has grown: the server's process, or the memory of its GPUs."""
     from llm_recipes.gguf.engine import devices
 
