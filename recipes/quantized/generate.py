@@ -119,16 +119,16 @@ def generate(
         measure_peak: Measure the memory's bandwidth first, for MBU (seconds).
     """
     settings = dict(locals())
+    if hosts:  # first: of all tasks only one goes on, and says what is wrong
+        from llm_recipes.gguf.hosts import run_on_hosts
+
+        status = run_on_hosts(threads if isinstance(threads, int) else None)
+        if status is not None:
+            return status
     from llm_recipes.gguf.options import placement_faults
 
     faults = option_faults({**settings, "batch_size": 1}) + style_faults(prompt_style, chat, system)
     raise_all(faults + placement_faults(settings))
-    if hosts:
-        from llm_recipes.gguf.hosts import run_on_hosts
-
-        status = run_on_hosts()
-        if status is not None:
-            return status
     from llm_recipes.gguf.file import read_gguf
 
     asked = [] if chat else read_prompts(prompt, prompts)
