@@ -78,7 +78,7 @@ def read_command_line(function: Callable[..., Any], argv: Sequence[str]) -> Comm
 
 def _spelled(name: str, values: list[str], parameters: Mapping[str, Any]) -> str:
     item = _item_type(parameters[name])
-    if item is str:
+    if _is_text(item):
         return f"--{name}={json.dumps(values)}"
     if item is not None:
         return f"--{name}=[{','.join(values)}]"
@@ -108,6 +108,12 @@ def _item_type(hint: Any) -> Any:
         if typing.get_origin(alternative) is list:
             return typing.get_args(alternative)[0]
     return None
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether a value is always a text: YAML would take `on` and `off` for true and false."""
+    words = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    return hint is str or (bool(words) and all(isinstance(word, str) for word in words))
 
 
 def _looks_like_option(argument: str, parameters: Mapping[str, Any]) -> bool:

@@ -72,7 +72,7 @@ def benchmark(
         models: GGUF file, or a folder of them; repeat the option for several.
         output: Folder for results, table and pictures; with --compare for its table, or null.
         threads: Of the CPU; repeat the option for each value to try, as with the next ones; null:
-            auto, as many as cores were granted.
+            auto, the cores that were granted.
         batch: Tokens of a call at most; null: 2048.
         micro_batch: Tokens computed at once; null: 512.
         gpu_layers: Layers on GPUs (the output is one more), all or auto; null: auto, what fits.
@@ -136,7 +136,8 @@ def check(config: dict[str, Any]) -> Job:
     raise_all(gpu_faults(config, len(gpus)))
     hosts = hosts_with_devices(gpus)
     machine = Machine(gpus, config["shares"] or "", len(endpoints), hosts)
-    points = combinations(models, axes_of(config, cores.count), machine)
+    granted = (cores.generate, cores.prompt)
+    points = combinations(models, axes_of(config, granted), machine)
     check_number(points, config)
     output = config["output"].expanduser().absolute()
     bench = Bench(output, version, config["repeats"], cores, tuple(endpoints), hosts)
@@ -197,7 +198,7 @@ def earlier_results(job: Job) -> list[Result]:
     """Results that are there already."""
     from llm_recipes.gguf.bench_results import RESULTS, read_results
 
-    return read_results(job.bench.output) if (job.bench.output / RESULTS).exists() else []
+    return read_results(job.bench.output) if (job.bench.output / RESULTS).is_file() else []
 
 
 def measure_all(job: Job) -> int:
@@ -261,7 +262,7 @@ def measure_missing(job: Job, results: list[Result]) -> int:
         spent += time.monotonic() - began
         given_up |= {result.key for result in found if result.status != DONE}
         left = seconds_ahead(job, results, given_up) * spent / expected
-        say(f"  {'; '.join(map(outcome, found))}{f'; {duration(left)} left' if left else ''}")
+        say(f"  {outcomes(found)}{f'; {duration(left)} left' if left else ''}")
     if not done:
         say("nothing to do: everything is measured")
     return FAILURE if any(r.status == FAILED and r.key in given_up for r in results) else 0
@@ -287,15 +288,17 @@ def describe(point: Point) -> str:
     return f"{point.model.title}, {in_words(asdict(point.setting))}"
 
 
-def outcome(result: Result) -> str:
-    """A result in a few words."""
+def outcomes(results: Sequence[Result]) -> str:
+    """Results of a start in a line; what ended alike is said once."""
     from llm_recipes.gguf.bench_points import DONE
 
-    title = result.measurement.title
-    if result.status != DONE:
-        return f"{title} {result.status}: {result.note}"
-    rates = result.rates
-    return f"{title} {sum(rates) / len(rates):.4g} tokens/s"
+    ends: dict[str, list[str]] = {}
+    for result in results:
+        end = f"{result.status}: {result.note}"
+        if result.status == DONE:
+            end = f"{sum(result.rates) / len(result.rates):.4g} tokens/s"
+        ends.setdefault(end, []).append(result.measurement.title)
+    return "; ".join(f"{', '.join(titles)} {end}" for end, titles in ends.items())
 
 
 def compare_two(config: dict[str, Any]) -> int:

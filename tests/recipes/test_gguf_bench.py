@@ -149,11 +149,12 @@ def test_ratio_and_its_uncertainty(
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     import random
 
-    noise, hits = random.Random(1), 0
+    noise, hits, one = random.Random(1), 0, figure([1.0])
     for _ in range(400):
-        a = [100 * (1 + 0.02 * noise.gauss(0, 1)) for _ in range(4)]
-        b = [110 * (1 + 0.05 * noise.gauss(0, 1)) for _ in range(4)]
-        found = bench_compare.ratio_of(figure(a), figure(b))
+        a = [(100 * (1 + 0.02 * noise.gauss(0, 1)),) for _ in range(4)]
+        b = [(110 * (1 + 0.05 * noise.gauss(0, 1)),) for _ in range(4)]
+        sides = [replace(one, samples=tuple(samples)) for samples in (a, b)]
+        found = bench_compare.ratio_of(*sides)
         assert found and found.error
         hits += abs(found.ratio - 1.1) <= found.error
     assert 370 <= hits <= 398  # 95 % of 400 are 380

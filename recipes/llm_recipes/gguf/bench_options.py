@@ -91,10 +91,11 @@ def gpu_faults(config: Mapping[str, Any], gpus: int) -> list[LLMError]:
     return faults
 
 
-def axes_of(config: Mapping[str, Any], cores: int) -> Axes:
-    """The values to try of each setting."""
+def axes_of(config: Mapping[str, Any], granted: Sequence[int]) -> Axes:
+    """The values to try of each setting; granted: threads that `auto` stands for."""
     values = {name: tuple(config[name] or usual) for name, (_, usual) in NUMBERS.items()}
-    values["threads"] = tuple(cores if v == "auto" else v for v in values["threads"])
+    threads = [granted if value == "auto" else [value] for value in values["threads"]]
+    values["threads"] = tuple(dict.fromkeys(number for group in threads for number in group))
     values["prompt"], values["new"] = values.pop("prompt_tokens"), values.pop("new_tokens")
     words = {"split": ("layer",), "kv_type": ("f16",), "flash_attention": ("auto",)}
     values |= {name: tuple(config[name] or usual) for name, usual in words.items()}

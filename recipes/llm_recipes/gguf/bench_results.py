@@ -96,10 +96,12 @@ def read_results(path: Path) -> list[Result]:
         LLMError: If it can't be read.
     """
     file = path / RESULTS if path.is_dir() else path
+    fix = f"give a folder that bench.py has made, with its {RESULTS}"
+    if file.exists() and not file.is_file():
+        raise LLMError(f"cannot read results: {file}", "it is no file", fix)
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
-        fix = f"give a folder that bench.py has made, with its {RESULTS}"
         raise LLMError(f"cannot read results: {file}", error.strerror or str(error), fix) from None
     found = []
     for line in lines:

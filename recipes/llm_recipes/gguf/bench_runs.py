@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,16 +31,22 @@ from llm_recipes.gguf.bench_results import RESULTS, Result, append, keep
 from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.model import LAYER_LINE, ContextSettings, buffers, layer_devices
 from llm_recipes.gguf.placement import cache_bytes_per_token
-from llm_recipes.gguf.programs import run_program
+from llm_recipes.gguf.programs import error_of, run_program
 from llm_recipes.gguf.remote_hosts import RemoteHost, verify_layers
 from llm_recipes.gguf.threads import Cores, pinned_to
 
 MEMORY_WORDS = re.compile(
     r"out of memory|cudaMalloc failed|bad_alloc|cannot allocate memory|unable to allocate .* buffer"
-    r"|failed to allocate (?!graph, reserving|host buffer)",
+    r"|failed to allocate (?!host buffer)",
     re.IGNORECASE,
 )
 KILLED = "SIGKILL"
+# Lines of the log that sound like errors and are none.
+HARMLESS = re.compile(
+    r"failed to allocate graph, reserving|cannot be used with preferred|set_abort_callback"
+    r"|= unknown|unknown_token"
+)
+KEPT_LINES = 60
 BUFFER = " model buffer size = "
 PROGRESS = re.compile(r"llama-bench: benchmark (\d+)/(\d+): (.+)")
 
@@ -65,10 +72,11 @@ class Bench:
 class Said:
     """What llama-bench has printed so far, apart from results.
 
-    placed: lines that say where layers and weights lie.
+    placed: lines that say where layers and weights lie. rest: the last of the others.
     """
 
     placed: list[str] = field(default_factory=list)
+    rest: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     out_of_memory: str = ""
 
     @property
@@ -89,8 +97,10 @@ class Said:
                 return found
         if BUFFER in line or LAYER_LINE.search(line):
             self.placed.append(line)
-        elif MEMORY_WORDS.search(line):
-            self.out_of_memory = line.strip()
+        elif not HARMLESS.search(line):
+            self.rest.append(line)
+            if MEMORY_WORDS.search(line):
+                self.out_of_memory = line.strip()
         return None
 
 
@@ -150,9 +160,9 @@ def measure(
     elif bench.endpoints and not said.uses_workers:
         # It ran, and on this host alone: that is not what was to be measured.
         note = f"no weights were on the workers: {', '.join(said.buffers) or 'nothing is known'}"
-    measured = {result.measurement for result in results if result.status == DONE}
+    measured = {(r.key, r.round) for r in results if r.status == DONE}
     for test in tests:
-        if test not in measured:
+        if (point.key(test, bench.version), number) not in measured:
             results.append(plain_result(bench, point, test, number, status, note))
             keep(bench.output, results[-1])
 
@@ -268,7 +278,9 @@ def failure(fault: LLMError, said: Said) -> tuple[str, str]:
         return NO_MEMORY, printable(said.out_of_memory)
     if KILLED in fault.what:
         return NO_MEMORY, "killed (signal 9), as when the host's memory runs out"
-    return FAILED, printable(f"{fault.what}: {fault.why}" if fault.why else fault.what)
+    # llama-bench shows its whole log, in which error_of alone would find the wrong line.
+    why = error_of(list(said.rest)) if said.rest else fault.why
+    return FAILED, printable(f"{fault.what}: {why}")
 
 
 def printable(text: str) -> str:
