@@ -25,6 +25,9 @@ class GrantedCpus:
     cpus: numbers of the CPUs of its affinity. quota: CPUs' worth of time that its control groups
     grant; None: as much as it likes. slurm: CPUs that Slurm counts for this process, and the
     variable that says so; None: it doesn't say.
+
+    OMP_NUM_THREADS is no such limit: many sites set it to 1 for everybody, and llama.cpp itself
+    doesn't heed it.
     """
 
     cpus: tuple[int, ...]
@@ -32,32 +35,31 @@ class GrantedCpus:
     slurm: tuple[str, int] | None = None
 
     @property
-    def count(self) -> int:
-        """The tightest of these limits: threads that can all run at once, 1 or more.
+    def limit(self) -> float:
+        """The tightest of these, in CPUs; a quota may be a part of one."""
+        limits: list[float] = [len(self.cpus)]
+        limits += [] if self.quota is None else [self.quota]
+        limits += [] if self.slurm is None else [self.slurm[1]]
+        return min(limits)
 
-        A part of a CPU is no CPU for one thread more: threads wait for the slowest of them, and
-        a quota's last part stops all of them in the middle of an operation.
-        """
-        limits = [len(self.cpus)]
-        if self.quota is not None:
-            limits.append(math.floor(self.quota))
-        if self.slurm is not None:
-            limits.append(self.slurm[1])
-        return max(1, min(limits))
+    @property
+    def count(self) -> int:
+        """Threads that can all run all of the time, 1 or more."""
+        return max(1, math.floor(self.limit))
 
     @property
     def are_ours(self) -> bool:
         """Whether the CPUs of `cpus` themselves were granted, and not only so many of them."""
-        return self.count == len(self.cpus)
+        return self.limit == len(self.cpus)
 
     @property
     def reason(self) -> str:
         """Which limit it is, in words."""
         if self.are_ours:
             return f"{_cpus(len(self.cpus))} by affinity"
-        if self.slurm is not None and self.slurm[1] == self.count:
+        if self.slurm is not None and self.slurm[1] == self.limit:
             return "{}={}".format(*self.slurm)
-        return f"a quota of {self.quota:.3g} of {_cpus(len(self.cpus))}"
+        return f"a quota of {self.limit:.3g} of {_cpus(len(self.cpus))}"
 
 
 def granted_cpus(

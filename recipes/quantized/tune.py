@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,12 @@ from llm_recipes.errors import LLMError, raise_all
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.file import GgufFile
-    from llm_recipes.gguf.sweep import Found, Plan, Setting
+    from llm_recipes.gguf.sweep import Found, Measure, Plan, Setting, Work
     from llm_recipes.gguf.threads import Cores
     from llm_recipes.gguf.tuning import Tuned
 
 RECIPE = "quantized/tune"
-NAMES = {"generate": "generation", "prompt": "prompts"}
+NAMES: dict[Work, str] = {"generate": "generation", "prompt": "prompts"}
 
 
 def tune(
@@ -64,7 +63,9 @@ def tune(
         print(f"forgotten: {removed}" if removed else "nothing is remembered of this model here")
         return
     if dry_run:
-        show_plan(plan_for(cores), tuning.recall(key), tuning.result_path(key))
+        for work in ("generate", "prompt"):
+            show_plan(NAMES[work], plan_for(cores, work))
+        show_remembered(tuning.recall(key), tuning.result_path(key))
         return
     tuning.check_cache(key)
     record = None
@@ -72,7 +73,7 @@ def tune(
         from llm_recipes.record import start_record
 
         record = start_record(RECIPE, settings, str(key["cpu"]))
-    found = measure(file, cores, {"generate": new_tokens, "prompt": prompt_tokens}, repeats)
+    found = measure(file, cores, new_tokens, prompt_tokens, repeats)
     rows = [row for work, one in found.items() for row in rows_of(work, one, cores)]
     tuned = result(found)
     print(table(found, cores))
@@ -95,12 +96,14 @@ def number_faults(prompt_tokens: int, new_tokens: int, repeats: int) -> list[LLM
     ]
 
 
-def measure(file: GgufFile, cores: Cores, tokens: dict[str, int], repeats: int) -> dict[str, Found]:
+def measure(
+    file: GgufFile, cores: Cores, new_tokens: int, prompt_tokens: int, repeats: int
+) -> dict[Work, Found]:
     """Sweep over threads for generation, then for prompts with the same NUMA strategy."""
     from llm_recipes.gguf.sweep import plan_for, sweep
     from llm_recipes.gguf.tuning import bench_rate
 
-    def measuring(work: str) -> Callable[[Setting, int], float]:
+    def measuring(work: Work) -> Measure:
         def rate(setting: Setting, count: int) -> float:
             found = bench_rate(file, work, setting, count, cores)
             say(f"{NAMES[work]}: {setting}, {count} tokens: {found:.2f} tokens/s")
@@ -108,13 +111,15 @@ def measure(file: GgufFile, cores: Cores, tokens: dict[str, int], repeats: int) 
 
         return rate
 
-    generate = sweep(plan_for(cores), measuring("generate"), tokens["generate"], repeats)
-    plan = plan_for(cores, generate.best.numa)
-    prompt = sweep(plan, measuring("prompt"), tokens["prompt"], repeats)
-    return {"generate": generate, "prompt": prompt}
+    generate = sweep(plan_for(cores, "generate"), measuring("generate"), new_tokens, repeats)
+    plan = plan_for(cores, "prompt", generate.best.numa)
+    return {
+        "generate": generate,
+        "prompt": sweep(plan, measuring("prompt"), prompt_tokens, repeats),
+    }
 
 
-def result(found: dict[str, Found]) -> Tuned:
+def result(found: dict[Work, Found]) -> Tuned:
     """What to remember: a process has one mask and one NUMA strategy for both."""
     from llm_recipes.gguf.tuning import Tuned
 
@@ -124,7 +129,7 @@ def result(found: dict[str, Found]) -> Tuned:
     return Tuned(generate.threads, prompt.threads, pinned, generate.numa, now)
 
 
-def rows_of(work: str, found: Found, cores: Cores) -> list[dict[str, Any]]:
+def rows_of(work: Work, found: Found, cores: Cores) -> list[dict[str, Any]]:
     """What was measured of each setting, for the record."""
     from llm_recipes.gguf.sweep import against
 
@@ -151,7 +156,7 @@ def is_default(setting: Setting, cores: Cores) -> bool:
     return setting.threads == cores.default and not setting.pinned and setting.numa == "none"
 
 
-def table(found: dict[str, Found], cores: Cores) -> str:
+def table(found: dict[Work, Found], cores: Cores) -> str:
     """What was measured, for people."""
     lines = []
     for work, one in found.items():
@@ -166,21 +171,26 @@ def table(found: dict[str, Found], cores: Cores) -> str:
     return "\n".join(lines)
 
 
-def show_plan(plan: Plan, tuned: Tuned | None, path: Path) -> None:
-    """Say what would be measured, and what is remembered."""
-    named = [f"{plan.default} (llama.cpp's default)"]
-    named += [str(setting) for setting in plan.first if setting != plan.default]
-    print(f"always measured: {'; '.join(named)}")
-    for name, side in (("fewer", plan.fewer), ("more", plan.more)):
-        words = "; ".join(str(setting) for setting in side) or "none"
-        print(f"{name}, until it gets worse: {words}")
+def show_plan(name: str, plan: Plan) -> None:
+    """Say what would be measured."""
+    always = [f"{plan.default} (llama.cpp's default)"]
+    always += [str(setting) for setting in plan.first if setting != plan.default]
+    parts = {"": always}
+    parts["; fewer, until it gets worse: "] = [str(setting) for setting in plan.fewer]
+    parts["; more: "] = [str(setting) for setting in plan.more]
+    words = "".join(f"{head}{', '.join(found)}" for head, found in parts.items() if found)
+    print(f"{name}: {words}")
+
+
+def show_remembered(tuned: Tuned | None, path: Path) -> None:
+    """Say what an earlier run has found."""
     if tuned is None:
         print(f"nothing is remembered in {path}")
-    else:
-        print(
-            f"remembered since {tuned.measured}: {tuned.generate} for generation, "
-            f"{tuned.prompt} for prompts, in {path}"
-        )
+        return
+    print(
+        f"remembered since {tuned.measured}: {tuned.generate} for generation, "
+        f"{tuned.prompt} for prompts\nin {path}"
+    )
 
 
 def write(

@@ -14,7 +14,9 @@ import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from more
+# Models this small gain nothing from more threads; the first is torch's, the second llama.cpp's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")
 
 VOCABULARY = 512
 CHAT_TEMPLATE = (
@@ -148,5 +150,6 @@ def recipe_environment() -> dict[str, str]:
         "PYTHONPATH": str(RECIPES),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "SLURM_CPUS_PER_TASK": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from fake_system import add_cpus, add_files
 
-from llm_recipes.gguf.sweep import Found, Measure, Plan, Setting, plan_for, sweep
+from llm_recipes.gguf.sweep import Found, Measure, Plan, Setting, Work, plan_for, sweep
 from llm_recipes.gguf.threads import granted_cores
 
 Speed = Callable[[Setting], float]
 
 
-def plan_of(system: Path, cpus: set[int], cores: int, threads: int = 1) -> Plan:
+def plan_of(
+    system: Path, cpus: set[int], cores: int, threads: int = 1, work: Work = "generate"
+) -> Plan:
     """A plan for CPUs of a node that has so many cores."""
     add_cpus(system, [[n + cores * t for t in range(threads)] for n in range(cores)])
-    return plan_for(granted_cores(system, {}, cpus))
+    return plan_for(granted_cores(system, {}, cpus), work)
 
 
 def measuring(speed: Speed, noise: float = 0, drift: float = 0) -> Measure:
@@ -51,17 +53,31 @@ def test_what_is_tried_of_a_part_of_a_node(tmp_path: Path) -> None:
     assert plan.more == (Setting(4),)
 
 
-def test_what_is_tried_under_a_quota(tmp_path: Path) -> None:
-    add_files(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"})
-    plan = plan_of(tmp_path, {0, 1, 2, 3}, cores=4)
-    assert plan.first == (Setting(4), Setting(1))
-    assert (plan.fewer, plan.more) == ((), (Setting(2),))
+@pytest.mark.parametrize(
+    ("quota", "work", "granted", "fewer", "more"),
+    [
+        (1.25, "generate", 1, [], [2]),
+        (1.25, "prompt", 2, [1], []),
+        (2.5, "generate", 3, [2, 1], []),
+        (2.5, "prompt", 3, [2, 1], []),
+        (0.3, "prompt", 1, [], []),
+    ],
+)
+def test_what_is_tried_under_a_quota(
+    quota: float, work: Work, granted: int, fewer: list[int], more: list[int], tmp_path: Path
+) -> None:
+    maximum = f"{round(quota * 100_000)} 100000"
+    add_files(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": maximum})
+    plan = plan_of(tmp_path, set(range(8)), cores=8, work=work)
+    assert plan.first == (Setting(8), Setting(granted))
+    assert [setting.threads for setting in plan.fewer] == fewer
+    assert [setting.threads for setting in plan.more] == more
 
 
 def test_fast_cores_alone_are_tried(tmp_path: Path) -> None:
     slow = dict.fromkeys(range(3, 8), 400)
     add_cpus(tmp_path, [(n,) for n in range(8)], speeds=slow)
-    plan = plan_for(granted_cores(tmp_path, {}, range(8)))
+    plan = plan_for(granted_cores(tmp_path, {}, range(8)), "prompt")
     assert plan.granted.threads == 8
     assert Setting(3) in plan.fewer
 
@@ -70,10 +86,11 @@ def test_numa_strategies_are_compared(tmp_path: Path) -> None:
     add_cpus(tmp_path, [(n,) for n in range(4)], nodes=["0-1", "2-3"])
     cores = granted_cores(tmp_path, {}, range(4))
     spread = Setting(4, numa="distribute")
-    assert plan_for(cores).first == (Setting(4), spread)
-    assert plan_for(cores, "distribute").first == (Setting(4), spread)
-    assert plan_for(cores, "none").first == (Setting(4),)
-    found = run(plan_for(cores), lambda s: s.threads * (1.5 if s.numa == "distribute" else 1))
+    assert plan_for(cores, "generate").first == (Setting(4), spread)
+    assert plan_for(cores, "prompt", "distribute").first == (Setting(4), spread)
+    assert plan_for(cores, "prompt", "none").first == (Setting(4),)
+    plan = plan_for(cores, "generate")
+    found = run(plan, lambda s: s.threads * (1.5 if s.numa == "distribute" else 1))
     assert found.best == spread
 
 

@@ -63,11 +63,23 @@ def test_slurm_counts_without_a_mask(variables: dict[str, str], threads: int, no
         assert len(found.cpus) == 8
 
 
-def test_a_quota_pins_nothing(node: Path) -> None:
-    add_files(node, {"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "250000 100000"})
+@pytest.mark.parametrize(
+    ("quota", "generate", "prompt"),
+    [(0.1, 1, 1), (1, 1, 1), (1.25, 1, 2), (1.5, 2, 2), (2.75, 3, 3), (3.9, 4, 4), (7.5, 4, 4)],
+)
+def test_a_quota_pins_nothing(quota: float, generate: int, prompt: int, node: Path) -> None:
+    maximum = f"{round(quota * 100_000)} 100000"
+    add_files(node, {"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": maximum})
     threads = granted_threads(node, JOB, range(8))
-    assert (threads.generate, len(threads.cpus)) == (2, 8)
-    assert threads.reason.startswith("2 threads: a quota of 2.5 of 8 CPUs")
+    assert (threads.generate, threads.prompt, len(threads.cpus)) == (generate, prompt, 8)
+    assert f"a quota of {quota:g} of 8 CPUs" in threads.reason
+
+
+def test_the_reason_under_a_quota(node: Path) -> None:
+    add_files(node, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "125000 100000"})
+    assert granted_threads(node, {}, range(8)).reason == (
+        "1 thread, 2 for prompts: a quota of 1.25 of 8 CPUs; llama.cpp's default is 4"
+    )
 
 
 def test_efficient_cores_only_if_there_are_no_others(tmp_path: Path) -> None:
@@ -132,10 +144,10 @@ def test_real_affinity() -> None:
     assert run_here(SHOWN, "taskset", "-c", str(one)) == "1 1"
 
 
-def test_a_real_quota() -> None:
-    with real_quota(1) as enter:
-        shown = run_here(SHOWN, *enter)
-    assert shown == "1 1"
+@pytest.mark.parametrize(("quota", "threads"), [(1, "1 1"), (1.25, "1 2"), (1.5, "2 2")])
+def test_a_real_quota(quota: float, threads: str) -> None:
+    with real_quota(quota) as enter:
+        assert run_here(SHOWN, *enter) == threads
 
 
 def test_what_starts_later_is_pinned_too() -> None:

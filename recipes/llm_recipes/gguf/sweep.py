@@ -1,7 +1,7 @@
 """Measure numbers of threads against llama.cpp's default, on a machine that is never quite still.
 
     from llm_recipes.gguf.sweep import sweep
-    found = sweep(plan, lambda setting, tokens: rate, tokens=32, repeats=3)
+    found = sweep(plan_for(cores, "prompt"), lambda setting, tokens: rate, tokens=256, repeats=3)
 
 First a look with few tokens at the default and the granted cores, then at fewer threads, and at
 more, each way until it gets worse. What came close is measured in rounds, each of them once a
@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from llm_recipes.gguf.threads import Cores, Numa
 
@@ -26,6 +27,7 @@ HOPELESS = 0.5  # of the best: then not even the default is measured in rounds
 FINALISTS = 4
 GAIN = 1.02
 
+Work = Literal["generate", "prompt"]
 Measure = Callable[["Setting", int], float]
 
 
@@ -84,22 +86,23 @@ def against(one: Tried, reference: Tried) -> float:
     return one.look / reference.look
 
 
-def plan_for(cores: Cores, numa: Numa | None = None) -> Plan:
+def plan_for(cores: Cores, work: Work, numa: Numa | None = None) -> Plan:
     """What is worth measuring on these cores.
 
     Args:
+        work: `generate`, a token a step, or `prompt`, many.
         numa: The strategy that is already decided; None: the one that fits, and none beside it.
     """
     strategy = cores.numa if numa is None else numa
-    granted = Setting(cores.count, _pins(cores, cores.count), strategy)
+    count = cores.generate if work == "generate" else cores.prompt
+    granted = Setting(count, _pins(cores, count), strategy)
     default = Setting(cores.default)
     fast = sum(cpu.fast and cpu.thread == 0 for cpu in cores.cpus)
-    fewer = {max(1, round(cores.count * share)) for share in SHARES} | {min(fast, cores.count)}
-    # A hyper-thread for each CPU, and what is left of a quota that is no whole number.
-    more = {cores.granted.count}
-    if cores.granted.quota is not None:
-        more.add(min(math.ceil(cores.granted.quota), len(cores.cpus)))
-    known = {default.threads, cores.count}
+    # A quota may be no whole number, fast cores may have slow ones beside them.
+    fewer = {max(1, round(count * share)) for share in SHARES} | {fast, cores.granted.count}
+    # A hyper-thread for each CPU.
+    more = min(math.ceil(cores.granted.limit), len(cores.cpus))
+    known = {default.threads, count}
     first = [default, granted]
     if numa is None and strategy != "none":
         first.append(replace(granted, numa="none"))
@@ -107,8 +110,8 @@ def plan_for(cores: Cores, numa: Numa | None = None) -> Plan:
         default,
         granted,
         tuple(dict.fromkeys(first)),
-        _settings(sorted(fewer - known, reverse=True), cores, strategy),
-        _settings(sorted(n for n in more - known if n > cores.count), cores, strategy),
+        _settings(sorted((n for n in fewer - known if n < count), reverse=True), cores, strategy),
+        _settings((n for n in {more} - known if n > count), cores, strategy),
     )
 
 

@@ -3,11 +3,16 @@
     llm-run python -c "from llm_recipes.gguf.threads import *; print(granted_threads().reason)"
 
 llama.cpp itself counts the node's cores, whatever a job was granted of them, and its threads wait
-for each other at every operation: one thread more than there are CPUs halves the speed or worse.
+for each other at every operation: one thread more than there are CPUs halves the speed.
 
 Two numbers: `generate` for steps of one token, whose time is that of reading the weights, and
 `prompt` for steps of several tokens, whose time is arithmetic; steps of several sequences at once
 are of the second kind. Without a measurement (tuning.py) both are the granted cores.
+
+A quota that is no whole number: the nearest for generation, the next for prompts. Measured on two
+cores (0.5 B parameters, Q4_K_M), two threads against one: with a quota of 1 CPU generation is 0.9
+and prompts 1.0 times as fast, with 1.25 it is 1.0 and 1.4, with 1.5 1.05 and 1.6, with 1.75 1.3 and
+2.1. Three threads on two whole cores: 0.4 and 0.8 of two.
 
 Pinning: where the CPUs themselves were granted (a mask narrower than the node, or all of a node
 that Slurm gave), to the first hyper-thread of each core. Where only their number was (a quota, a
@@ -22,6 +27,7 @@ their node, granted or not.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,14 +66,15 @@ class Threads:
 class Cores:
     """What was granted, as llama.cpp can use it.
 
-    cpus: in the order in which to use them, hyper-threads last. count: cores that may be busy at
-    once. pinned: whether the first `count` of `cpus` may be pinned to. default: threads that
-    llama.cpp would start.
+    cpus: in the order in which to use them, hyper-threads last. generate, prompt: threads for
+    steps of one token and of several. pinned: whether the first so many of `cpus` may be pinned
+    to. default: threads that llama.cpp would start.
     """
 
     granted: GrantedCpus
     cpus: tuple[Cpu, ...]
-    count: int
+    generate: int
+    prompt: int
     pinned: bool
     numa: Numa
     numa_reason: str
@@ -92,7 +99,8 @@ def granted_threads(
         affinity: CPUs that this process may run on; None: its own.
     """
     cores = granted_cores(system, environment, affinity)
-    return Threads(cores.count, cores.count, cores.places(cores.count), reason(cores), cores.numa)
+    most = max(cores.generate, cores.prompt)
+    return Threads(cores.generate, cores.prompt, cores.places(most), reason(cores), cores.numa)
 
 
 def granted_cores(
@@ -113,7 +121,8 @@ def granted_cores(
     return Cores(
         granted,
         cpus,
-        min(granted.count, len(fast)),
+        min(max(1, math.floor(granted.limit + 0.5)), len(fast)),
+        min(max(1, math.ceil(granted.limit)), len(fast)),
         # distribute gives each thread all CPUs of its node, whatever it was pinned to
         numa == "none" and may_pin(granted, system, environment),
         numa,
@@ -146,13 +155,18 @@ def numa_strategy(granted: GrantedCpus, system: Path) -> tuple[Numa, str]:
 
 def reason(cores: Cores) -> str:
     """How the granted cores were counted, in one line."""
-    parts = [f"{_threads(cores.count)}: {cores.granted.reason}"]
-    if cores.count < cores.granted.count:
-        parts[0] += f", which are {cores.count} core{'s' * (cores.count > 1)}"
-    if len(cores.places(cores.count)) < len(cores.cpus):
+    most = max(cores.generate, cores.prompt)
+    words = f"{cores.generate} thread{'s' * (cores.generate > 1)}"
+    if cores.prompt != cores.generate:
+        words += f", {cores.prompt} for prompts"
+    words += f": {cores.granted.reason}"
+    if most < math.floor(cores.granted.limit):
+        words += f", which are {most} core{'s' * (most > 1)}"
+    parts = [words]
+    if len(cores.places(most)) < len(cores.cpus):
         parts.append("pinned to a hyper-thread of each core")
     parts += [cores.numa_reason] if cores.numa_reason else []
-    if cores.default != cores.count:
+    if cores.default != cores.generate:
         parts.append(f"llama.cpp's default is {cores.default}")
     return "; ".join(parts)
 
@@ -184,7 +198,3 @@ def pinned_to(cpus: Collection[int]) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, before)
-
-
-def _threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from llm_recipes.files import write_text
 from llm_recipes.folders import user_cache
 from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.programs import run_program
-from llm_recipes.gguf.sweep import Setting
+from llm_recipes.gguf.sweep import Setting, Work
 from llm_recipes.gguf.threads import (
     Cores,
     Numa,
@@ -83,7 +84,7 @@ def threads_for(
         return _as_told(generate, prompt, cores)
     tuned = recall(key_of(file, cores))
     if tuned is None:
-        tuned = Tuned(cores.count, cores.count, cores.pinned, cores.numa, "")
+        tuned = Tuned(cores.generate, cores.prompt, cores.pinned, cores.numa, "")
         why = reason(cores)
     else:
         why = f"tuned on {tuned.measured[:10]}: {tuned.generate} for generation, "
@@ -102,13 +103,11 @@ def threads_for(
 
 def key_of(file: GgufFile, cores: Cores, system: Path = SYSTEM) -> dict[str, Any]:
     """All that a result depends on; which CPUs it were does not count, only how many."""
-    quota = cores.granted.quota
     return {
         "cpu": cpu_model(system),
         "cpus": len(cores.granted.cpus),
-        "granted": cores.granted.count,
-        "quota": None if quota is None else round(quota, 2),
-        "cores": cores.count,
+        "granted": round(cores.granted.limit, 2),
+        "cores": [cores.generate, cores.prompt],
         "pinned": cores.pinned,
         "numa": cores.numa,
         "default": cores.default,
@@ -207,7 +206,7 @@ def cache_errors(folder: Path) -> Iterator[None]:
         raise LLMError(what, error.strerror or str(error), fix) from None
 
 
-def bench_rate(file: GgufFile, work: str, setting: Setting, tokens: int, cores: Cores) -> float:
+def bench_rate(file: GgufFile, work: Work, setting: Setting, tokens: int, cores: Cores) -> float:
     """Tokens a second of one measurement by llama-bench, on CPUs alone.
 
     Args:
@@ -244,7 +243,7 @@ def _number(text: str | int, option: str, faults: list[LLMError]) -> int | None:
 
 
 def _as_told(generate: int, prompt: int, cores: Cores) -> Threads:
-    told, granted = max(generate, prompt), cores.granted.count
+    told, granted = max(generate, prompt), math.ceil(cores.granted.limit)
     why = f"{generate} for generation, {prompt} for prompts, as told; {cores.granted.reason}"
     if told > granted:
         why += f": {told} threads on {granted} wait for each other"
