@@ -355,14 +355,14 @@ def test_a_job_that_ends(start: Start, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_keeps_what_was_measured(
-    stub: Path, tiny_gguf: Path, tmp_path: Path, number: signal.Signals, status: int
+    start: Start, tiny_gguf: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     command = [sys.executable, str(SCRIPT), "--models", str(tiny_gguf), "--threads", "1"]
     command += ["--output", str(tmp_path / NAME), "--rounds", "1"]
     env = {**recipe_environment(), "STUB": json.dumps({"1": "hang"})}
     with subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) as process:
         pid_file = tmp_path / "starts.pid"
-        for _ in range(600):
+        for _ in range(1200):
             if pid_file.exists() and pid_file.read_text():
                 break
             time.sleep(0.1)
@@ -375,10 +375,7 @@ def test_an_interruption_keeps_what_was_measured(
     assert [(r["test"]["prompt"], r["status"]) for r in lines(tmp_path)] == [(512, "done")]
     assert record(tmp_path)["status"] == "interrupted"
     assert (tmp_path / NAME / "table.md").exists()
-    again = subprocess.run(
-        command, env={**env, "STUB": "{}"}, capture_output=True, text=True, timeout=120
-    )
-    assert again.returncode == 0, again.stderr
+    assert start(*threads(1), "--rounds", 1) == 0
     assert starts(tmp_path)[-1]["--n-prompt"] == "0" and len(lines(tmp_path)) == 2
 
 
@@ -435,16 +432,21 @@ def test_two_benchmarks_are_compared(
     assert "holds no results of a benchmark" in err and "cannot read results" in err
 
 
-def test_the_real_llama_bench(tiny_gguf: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--models", str(tiny_gguf), "--threads", "1"]
-    command += ["--prompt-tokens", "8", "--new-tokens", "4", "--depth", "0", "--depth", "16"]
-    command += ["--output", str(tmp_path / NAME), "--rounds", "2", "--repeats", "1"]
-    command += ["--measure-peak"]
-    done = subprocess.run(
-        command, env=recipe_environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"threads +depth +pp8, tok/s +tg4, tok/s +MBU +result", done.stdout)
+def measure_really(recipe: ModuleType, tmp_path: Path, model: Path, *options: object) -> int:
+    """Run bench.py in this process with the real llama-bench: its exit status."""
+    given = ["--models", model, "--output", tmp_path / NAME, *threads(1), "--prompt-tokens", 8]
+    with pytest.raises(SystemExit) as end:
+        run_recipe(recipe.benchmark, list(map(str, [*given, *options])))
+    return int(str(end.value.code))
+
+
+def test_the_real_llama_bench(
+    recipe: ModuleType, tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--new-tokens", 4, "--depth", 0, "--depth", 16, "--rounds", 2, "--repeats", 1]
+    assert measure_really(recipe, tmp_path, tiny_gguf, *options, "--measure-peak") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"threads +depth +pp8, tok/s +tg4, tok/s +MBU +result", out)
     found = lines(tmp_path)
     assert len(found) == 8 and all(row["status"] == "done" for row in found)
     assert all(0 < row["seconds"][0] < 10 for row in found)
@@ -453,14 +455,12 @@ def test_the_real_llama_bench(tiny_gguf: Path, tmp_path: Path) -> None:
     assert found[0]["build"]["cpu_info"] and record(tmp_path)["peak"]["host"] > 1e8
 
 
-def test_the_real_llama_bench_says_why_it_fails(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_the_real_llama_bench_says_why_it_fails(
+    recipe: ModuleType, tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "broken.gguf"
     data = tiny_gguf.read_bytes()
     broken.write_bytes(data.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
-    command = [sys.executable, str(SCRIPT), "--models", str(broken), "--threads", "1"]
-    command += ["--output", str(tmp_path / NAME), "--rounds", "1", "--prompt-tokens", "8"]
-    done = subprocess.run(
-        command, env=recipe_environment(), capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1, done.stderr
-    assert "missing tensor 'blk.1.ffn_up.weight'" in done.stdout
+    assert measure_really(recipe, tmp_path, broken, "--rounds", 1) == 1
+    out = capsys.readouterr().out
+    assert "error loading model: check_tensor_dims: tensor 'blk.1.ffn_up.weight' not found" in out
