@@ -2,9 +2,8 @@
 
     from llm_recipes.gguf.host_leader import lead
 
-It waits until the servers of all hosts listen, runs the recipe as a child, watches both. Whatever
-ends, all ends: the child with this process (the kernel sees to that), the hosts when their channel
-to it does.
+It runs the recipe as a child and watches both it and the hosts. Whatever ends, all ends: the child
+with this process (the kernel sees to that), the hosts when their channel to it does.
 """
 
 from __future__ import annotations
@@ -16,38 +15,31 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from llm_recipes.errors import LLMError, raise_all
-from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, admit, readable
-from llm_recipes.gguf.hosts import WAIT_VARIABLE, Meeting
+from llm_recipes.errors import LLMError
+from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, readable
+from llm_recipes.gguf.host_gathering import (
+    AGAIN,
+    CALL_S,
+    Worker,
+    call_server,
+    gathered,
+    lost,
+    say,
+)
+from llm_recipes.gguf.hosts import Meeting
 from llm_recipes.gguf.programs import end_with_parent, ending
 from llm_recipes.gguf.remote_hosts import CONTROL, ENDPOINTS
 
-CALL_S = 5.0
 LOOK_S = 0.2
-OTHERS_S = 3.0  # after a first fault, for those of other hosts
 REPORT_S = 3.0  # after the child's abort, for the host that caused it to be heard of
 SIGNALLED_S = 2.0  # in which a signal for the whole step reaches every task
-QUIET_S = 10.0  # until it says for whom it waits
 PATIENCE_S = 60.0  # for the child to save what it has
 LOST_PATIENCE_S = 5.0  # where it can't compute any more
 GB = 1e9
-AGAIN = "start it again: answers that are in --output stay"
 MEMORY = f"{AGAIN}; if memory ran out: more nodes, more memory for the job, a smaller --context"
-
-
-@dataclass
-class Worker:
-    """A host that lends its memory. facts: as `RemoteHost` has them, once its server listens."""
-
-    task: int
-    name: str
-    channel: Channel
-    facts: dict[str, Any] = field(default_factory=dict)
-    fault: LLMError | None = None
 
 
 def lead(meeting: Meeting) -> int:
@@ -63,133 +55,12 @@ def lead(meeting: Meeting) -> int:
     with gathered(meeting) as workers:
         for worker in workers:
             facts = worker.facts
-            _call_server(worker)
+            call_server(worker)
             say(
                 f"hosts: {worker.name} lends {facts['memory_bytes'] / GB:.1f} GB at"
                 f" {facts['endpoint']} ({', '.join(facts['offers'])}; {facts['threads']} threads)"
             )
         return _supervise(workers)
-
-
-@contextlib.contextmanager
-def gathered(meeting: Meeting) -> Iterator[list[Worker]]:
-    """The other tasks' hosts, when all their servers listen; afterwards they are told to stop.
-
-    Raises:
-        LLMError: If one does not come in time, or says that it can't.
-    """
-    workers: dict[int, Worker] = {}
-    try:
-        with _listening(meeting) as listener:
-            _gather(meeting, listener, workers)
-        yield [workers[task] for task in sorted(workers)]
-    finally:
-        for worker in workers.values():
-            with contextlib.suppress(PeerLost):
-                worker.channel.send({"stop": True})
-            worker.channel.close()
-
-
-def _listening(meeting: Meeting) -> socket.socket:
-    try:
-        return socket.create_server(("", meeting.port), backlog=meeting.tasks)
-    except OSError as error:
-        raise LLMError(
-            f"port {meeting.port} of this node cannot be used, and the hosts were to meet there",
-            f"{error.strerror}; it is derived from job and step",
-            "start it again (the next step has another port), or:"
-            " export LLM_RENDEZVOUS_PORT=NUMBER",
-        ) from None
-
-
-def _gather(meeting: Meeting, listener: socket.socket, workers: dict[int, Worker]) -> None:
-    seconds, told = meeting.wait_s, False
-    until = time.monotonic() + seconds
-    while True:
-        missing = [t for t in range(1, meeting.tasks) if t not in workers]
-        waiting = [w for w in workers.values() if not w.facts and not w.fault]
-        faults = [w.fault for w in workers.values() if w.fault]
-        if not missing and not waiting:
-            raise_all(faults)
-            return
-        left = until - time.monotonic()
-        if left <= 0:
-            raise_all(faults)
-            raise _missing(meeting, missing, waiting, seconds)
-        if not told and left < seconds - QUIET_S:
-            told = True
-            names = [meeting.name(task) for task in missing] + [w.name for w in waiting]
-            say(f"hosts: waiting for {', '.join(names)} (up to {seconds:.0f} s)")
-        channels = [worker.channel for worker in waiting]
-        for source in readable([listener, *channels], min(left, 1.0)):
-            if source is listener:
-                _let_in(meeting, listener, workers)
-            else:
-                worker = next(w for w in waiting if w.channel is source)
-                _hear(worker)
-                if worker.fault:
-                    until = min(until, time.monotonic() + OTHERS_S)
-
-
-def _let_in(meeting: Meeting, listener: socket.socket, workers: dict[int, Worker]) -> None:
-    try:
-        connection, _ = listener.accept()
-    except OSError:  # who called has gone already
-        return
-    try:
-        channel = admit(connection, meeting.secret)
-        hello = channel.receive(CALL_S)
-        task, name = hello.get("task"), hello.get("name")
-    except (PeerLost, Stranger):  # a port scanner, or another job's task
-        connection.close()
-        return
-    if not isinstance(task, int) or not 0 < task < meeting.tasks or task in workers:
-        channel.close()
-        return
-    workers[task] = Worker(task, str(name), channel)
-
-
-def _hear(worker: Worker) -> None:
-    """Take what a host says while it gets ready."""
-    try:
-        for message in worker.channel.take():
-            if "ready" in message:
-                worker.facts = {"name": worker.name, **message["ready"]}
-            elif "fault" in message:
-                fault = message["fault"]
-                what = f"host {worker.name} cannot lend its memory: {fault['what']}"
-                worker.fault = LLMError(what, fault["why"], fault["fix"])
-    except PeerLost as lost:
-        worker.fault = _lost(worker, str(lost))
-    except Stranger:
-        worker.fault = _lost(worker, "it says what nobody understands")
-
-
-def _missing(
-    meeting: Meeting, missing: Sequence[int], waiting: Sequence[Worker], seconds: float
-) -> LLMError:
-    silent = [meeting.name(task) for task in missing]
-    slow = [f"{worker.name} (whose RPC server does not start)" for worker in waiting]
-    return LLMError(
-        f"these hosts have not come within {seconds:.0f} s: {', '.join(silent + slow)}",
-        "the recipe did not start there, or they don't reach this node"
-        f" ({meeting.host}:{meeting.port})",
-        f"look at their messages; llm-doctor --job tests the network;"
-        f" export {WAIT_VARIABLE}=SECONDS waits longer",
-    )
-
-
-def _call_server(worker: Worker) -> None:
-    """See that the server can be reached: ggml's client would end its process otherwise."""
-    address, _, port = worker.facts["endpoint"].rpartition(":")
-    try:
-        socket.create_connection((address, int(port)), CALL_S).close()
-    except OSError as error:
-        raise LLMError(
-            f"the RPC server of {worker.name} cannot be reached at {address}:{port}",
-            error.strerror or str(error),
-            "a firewall between the nodes? LLM_NETWORK_INTERFACE=NAME chooses another network",
-        ) from None
 
 
 def _supervise(workers: Sequence[Worker]) -> int:
@@ -270,7 +141,7 @@ def _watch(child: subprocess.Popen[bytes], control: Channel, workers: Sequence[W
             if time.monotonic() > aborted + REPORT_S:
                 return status
         if leaving and time.monotonic() > leaving[0] + SIGNALLED_S:
-            raise _Told(_lost(leaving[1], "it was told to end (SIGTERM or Ctrl-C)", AGAIN))
+            raise _Told(lost(leaving[1], "it was told to end (SIGTERM or Ctrl-C)", AGAIN))
         for source in readable(listening, LOOK_S):
             if source is control:
                 if not _answer(control, workers):
@@ -289,11 +160,11 @@ def _listen(worker: Worker) -> bool:
     """
     try:
         messages = worker.channel.take()
-    except PeerLost as lost:
-        raise _lost(worker, str(lost)) from None
+    except PeerLost as gone:
+        raise lost(worker, str(gone)) from None
     for message in messages:
         if "fault" in message:
-            raise _lost(worker, message["fault"]["why"], MEMORY)
+            raise lost(worker, message["fault"]["why"], MEMORY)
     return any("leaving" in message for message in messages)
 
 
@@ -320,16 +191,11 @@ def _measure(worker: Worker) -> dict[str, Any]:
         while True:
             message = worker.channel.receive(CALL_S)
             if "fault" in message:
-                raise _lost(worker, message["fault"]["why"], MEMORY)
+                raise lost(worker, message["fault"]["why"], MEMORY)
             if "resident_bytes" in message:
                 return {**worker.facts, "resident_bytes": message["resident_bytes"]}
-    except PeerLost as lost:
-        raise _lost(worker, str(lost)) from None
-
-
-def _lost(worker: Worker, reason: str, fix: str = "") -> LLMError:
-    others = f"{AGAIN}; on other nodes: --exclude={worker.name}"
-    return LLMError(f"host {worker.name} has left the run", reason, fix or others)
+    except PeerLost as gone:
+        raise lost(worker, str(gone)) from None
 
 
 def _end_child(child: subprocess.Popen[bytes], number: signal.Signals, seconds: float) -> None:
@@ -343,9 +209,3 @@ def _end_child(child: subprocess.Popen[bytes], number: signal.Signals, seconds: 
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # what it has started, too
         child.wait()
-
-
-def say(text: str) -> None:
-    """Tell the user something, the line in one piece: several tasks write to the same place."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
