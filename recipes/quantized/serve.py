@@ -121,7 +121,7 @@ def checked(settings: dict[str, Any]) -> Plan:
     from llm_recipes.gguf import server_address, server_connection
     from llm_recipes.gguf.options import placement_faults
     from llm_recipes.gguf.server_arguments import alias_of
-    from llm_recipes.gguf.server_plan import plan_apart
+    from llm_recipes.gguf.server_plan import make_plan
     from llm_recipes.record import read_record
 
     o = settings
@@ -143,7 +143,7 @@ def checked(settings: dict[str, Any]) -> Plan:
         fix = "leave --no-api-key out"
         raise LLMError(f"{place.host} is public", "everybody could use it without a key", fix)
     wanted = wanted_of(o)
-    server = plan_apart(wanted)
+    server = make_plan(wanted)
     alias = alias_of(o["alias"], server.file.path.stem)
     return Plan(o, server, place, key, file, record, alias, wanted)
 
@@ -377,8 +377,12 @@ def log_file(plan: Plan) -> Iterator[IO[str] | None]:
     except OSError as error:
         what = f"cannot write the log {path}"
         raise LLMError(what, error.strerror or str(error), "another --server-log") from None
-    with open(handle, "a", encoding="utf-8", errors="replace") as file:
+    file = open(handle, "a", encoding="utf-8", errors="replace")  # noqa: SIM115
+    try:
         yield file
+    finally:
+        with contextlib.suppress(OSError):  # a full disk: that was said
+            file.close()
 
 
 def say_loading(seconds: float, resident: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.server
 import os
 import signal
@@ -212,6 +214,19 @@ def test_a_connection_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(LLMError, match="cannot write the connection file") as error,
+        server_connection.connection_file(tmp_path / "c.env", connection()),
+    ):
+        pass
+    assert "No space" in error.value.why and list(tmp_path.iterdir()) == []
+
+
 def test_instructions_hide_the_key(tmp_path: Path, node: list[str]) -> None:
     file = tmp_path / "it's.env"
     hidden = server_connection.instructions(connection(), file, show_key=False, env=JOB)
@@ -294,6 +309,16 @@ def test_the_log_counts_and_hides() -> None:
     assert not is_to_be_shown('W srv    operator(): got exception: {"message":"my diary"}')
     assert not is_to_be_shown("W common_chat: unparsed output: my diary")
     assert not is_to_be_shown("my diary")
+
+
+def test_a_full_disk_ends_the_log_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:
+        log = ServerLog(full)
+        log.take("I srv  llama_server: listening on http://127.0.0.1:4711")
+        log.take("W srv    operator(): unauthorized: Invalid API Key")
+        assert log.file is None and log.is_listening
+    said = capsys.readouterr().err
+    assert said.count("log is lost: No space left") == 1 and "unauthorized" in said
 
 
 def test_the_reason_of_a_death() -> None:

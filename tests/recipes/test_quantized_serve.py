@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib.util
+import inspect
 import json
 import os
+import pickle
 import shlex
 import shutil
 import signal
@@ -16,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,15 @@ from typing import Any
 import pytest
 from conftest import RECIPES, recipe_environment
 
-from llm_recipes.errors import LLMError
-from llm_recipes.gguf.server_plan import Wanted, plan_server
+from llm_recipes import stop_signals
+from llm_recipes.errors import LLMError, leaves
+from llm_recipes.gguf import server_address
+from llm_recipes.gguf.server_plan import Wanted, plan_apart, plan_server
+
+_spec = importlib.util.spec_from_file_location("serve_recipe", RECIPES / "quantized" / "serve.py")
+assert _spec is not None and _spec.loader is not None
+serve = sys.modules["serve_recipe"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(serve)
 
 LONG = 200  # tokens; the tiny model sees 256
 DIARY = "dear diary, nobody may read this"
@@ -84,6 +94,13 @@ class Served:
         return dict(json.loads(self.file.with_suffix(".run.json").read_text()))
 
 
+def values_of(file: Path) -> dict[str, str]:
+    """The variables of a connection file."""
+    lines = [line for line in file.read_text().splitlines() if line.startswith("export ")]
+    pairs = [shlex.split(line)[1].partition("=") for line in lines]
+    return {name: value for name, _, value in pairs}
+
+
 def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -138,10 +155,7 @@ def serving(file: Path, model: Path, *options: object, **env: str) -> Iterator[S
         while not file.exists():
             assert process.poll() is None and time.monotonic() < deadline, served.text
             time.sleep(0.05)
-        for line in file.read_text().splitlines():
-            if line.startswith("export "):
-                name, _, value = shlex.split(line)[1].partition("=")
-                served.values[name] = value
+        served.values = values_of(file)
         yield served
     finally:
         if process.poll() is None:
@@ -286,111 +300,213 @@ def test_no_words_of_requests_are_in_the_log(server: Served) -> None:
 # How it ends
 
 
-def test_running_and_waiting_requests_are_answered(model: Path, tmp_path: Path) -> None:
-    """SIGTERM goes to all processes of a step, and Slurm repeats it."""
-    log = tmp_path / "server.log"
-    file = tmp_path / "c.env"
-    with (
-        serving(file, model, "--parallel", 1, "--server-log", log) as served,
-        concurrent.futures.ThreadPoolExecutor(40) as pool,
-    ):
-        server_pid = served.server_pid
-        asked = [pool.submit(served.complete, f"{i} is", LONG) for i in range(40)]
+def test_two_servers_and_a_sudden_death(server: Served, model: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "2.env", model) as second:
+        assert second.values["OPENAI_BASE_URL"] != server.values["OPENAI_BASE_URL"]
+        orphan = second.server_pid
+        second.process.kill()
+        assert is_gone(orphan), "llama-server must not outlive the recipe"
+    assert server.complete("a") != ""
+
+
+def test_running_and_waiting_requests_are_answered(server: Served) -> None:
+    """SIGTERM goes to all processes of a step, and Slurm repeats it. The end of this server."""
+    pid = server.server_pid
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        asked = [pool.submit(server.complete, f"{i} is", LONG) for i in range(24)]
         concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
         for _ in range(2):
-            os.killpg(served.process.pid, signal.SIGTERM)
-            os.kill(server_pid, signal.SIGTERM)
-            time.sleep(0.1)
+            os.killpg(server.process.pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGTERM)
+            time.sleep(0.05)
         assert sum(not future.done() for future in asked) > 5, "the model is too fast for this test"
         assert all(future.result(60) for future in asked)
-        assert served.wait() == 0
-    assert not file.exists() and is_gone(server_pid)
-    assert "ending: SIGTERM" in served.text and "not answered" not in served.text
-    record = served.record()
-    assert record["status"] == "complete"
-    numbers = record["metrics"]
-    assert numbers["requests"] == 40 and numbers["completion_tokens"] == 40 * LONG
-    assert numbers["unanswered"] == 0 and numbers["request_tokens_per_s"] > 0
-    assert served.values["OPENAI_API_KEY"] not in json.dumps(record)
+    assert server.wait() == 0
+    assert not server.file.exists() and is_gone(pid)
+    assert "ending: SIGTERM" in server.text and "not answered" not in server.text
+    record = server.record()
+    assert record["status"] == "complete" and record["metrics"]["unanswered"] == 0
+    assert record["metrics"]["requests"] > 24
+    assert record["metrics"]["completion_tokens"] > 24 * LONG
+    assert record["metrics"]["request_tokens_per_s"] > 0
+    assert server.values["OPENAI_API_KEY"] not in json.dumps(record)
+
+
+@dataclass
+class Play:
+    """serve.py in this process, so that not every test has to import torch anew."""
+
+    model: Path
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    text: str = ""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "c.env"
+
+    def run(self, scenario: Callable[[Served], object], **options: Any) -> int:
+        """Serve, let the scenario play when it is ready, and return the exit status."""
+        parameters = inspect.signature(serve.serve).parameters.values()
+        settings = {p.name: p.default for p in parameters}
+        settings |= {"model": self.model, "connection": self.file, "threads": 1, **options}
+        failed: list[BaseException] = []
+        over = threading.Event()
+
+        def play() -> None:
+            try:
+                while not self.file.exists():
+                    if over.wait(0.02):
+                        return
+                scenario(Served(None, self.file, values=values_of(self.file)))  # type: ignore[arg-type]
+            except BaseException as error:
+                failed.append(error)
+                for _ in range(0 if over.is_set() else 2):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=play, daemon=True)
+        thread.start()
+        try:
+            status = serve.run(serve.checked(settings))
+        finally:
+            over.set()
+            thread.join(30)
+            self.text = self.capsys.readouterr().err
+        if failed:
+            raise failed[0]
+        return status
+
+    def record(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "c.run.json").read_text()))
+
+
+@pytest.fixture
+def here(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Play:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "LLM_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(stop_signals, "_installed", True)
+    return Play(model, tmp_path, capsys)
+
+
+def llama_server() -> int:
+    """The process of llama-server that this process has started."""
+    return next(pid for pid in children(os.getpid()) if name_of(pid) == "llama-server")
+
+
+def test_a_second_ctrl_c_waits_for_nobody(here: Play) -> None:
+    began: list[float] = []
+
+    def scenario(served: Served) -> None:
+        assert served.values["OPENAI_API_KEY"] == "none"
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(served.complete, f"{i} is", LONG) for i in range(24)]
+            concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+            began.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    log = here.folder / "server.log"
+    assert here.run(scenario, parallel=1, api_key=False, server_log=log, drain=600.0) == 0
+    assert time.monotonic() - began[0] < 20
+    assert here.record()["metrics"]["unanswered"] > 0
+    assert "every user of this machine" in here.text
+    assert "not answered to their end" in here.text
     assert log.stat().st_mode & 0o777 == 0o600 and "n_ctx_slot = 256" in log.read_text()
 
 
-def test_a_second_ctrl_c_waits_for_nobody(model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "c.env"
-    with (
-        concurrent.futures.ThreadPoolExecutor(60) as pool,
-        serving(file, model, "--parallel", 1, "--no-api-key") as served,
-    ):
-        assert served.values["OPENAI_API_KEY"] == "none"
-        assert "every user of this machine" in served.text
-        asked = [pool.submit(served.complete, f"{i} is", LONG) for i in range(60)]
-        concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
-        began = time.monotonic()
-        served.process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        served.process.send_signal(signal.SIGINT)
-        assert served.wait() == 0 and time.monotonic() - began < 15
-        assert served.record()["metrics"]["unanswered"] > 0
-        assert "not answered to their end" in served.text
+def test_a_server_that_dies(here: Play) -> None:
+    with pytest.raises(LLMError, match="was ended by SIGKILL") as error:
+        here.run(lambda served: os.kill(llama_server(), signal.SIGKILL))
+    assert "--mem" in error.value.fix
+    assert here.record()["status"] == "failed" and not here.file.exists()
 
 
-def test_two_servers_and_sudden_deaths(model: Path, tmp_path: Path) -> None:
-    first_file, second_file = tmp_path / "1.env", tmp_path / "2.env"
-    with serving(first_file, model) as first, serving(second_file, model) as second:
-        assert first.values["OPENAI_BASE_URL"] != second.values["OPENAI_BASE_URL"]
-        orphan = first.server_pid
-        first.process.kill()
-        assert is_gone(orphan), "llama-server must not outlive the recipe"
-        os.kill(second.server_pid, signal.SIGKILL)
-        assert second.wait() == 2
-        assert "was ended by SIGKILL" in second.text and "--mem" in second.text
-        assert second.record()["status"] == "failed" and not second_file.exists()
-
-
-def test_a_server_that_nobody_asks_ends(model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "c.env"
-    with serving(file, model, "--idle-minutes", 0.03) as served:
-        for _ in range(4):  # longer than that, with a request now and then
+def test_a_server_that_nobody_asks_ends(here: Play) -> None:
+    def scenario(served: Served) -> None:
+        for _ in range(4):  # together longer than the limit
             served.complete("a", 4)
-            time.sleep(0.8)
-        assert served.wait() == 0
-    assert "nobody has asked for 0.03 minutes" in served.text
-    assert served.record()["metrics"]["requests"] == 4
+            time.sleep(0.6)
+
+    assert here.run(scenario, idle_minutes=0.02) == 0
+    assert "nobody has asked for 0.02 minutes" in here.text
+    assert here.record()["metrics"]["requests"] == 4
+
+
+def test_the_jobs_time_is_over(here: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`llm-run --requeue` serves on, and on the node's address others see it."""
+    unfinished = here.folder / "unfinished"
+    monkeypatch.setenv("LLM_UNFINISHED_FILE", str(unfinished))
+
+    def scenario(served: Served) -> None:
+        assert served.complete("a") != ""
+        monkeypatch.setenv("LLM_DEADLINE", str(time.time() + 25))
+
+    assert here.run(scenario, drain=20.0) == 0
+    assert "time is nearly over" in here.text and unfinished.exists()
+
+
+def test_an_own_key(here: Play) -> None:
+    key = here.folder / "it's; ü key"
+    key.write_text("# mine\nfirst-key\nsecond-key\n")
+    key.chmod(0o600)
+
+    def scenario(served: Served) -> None:
+        assert served.values["OPENAI_API_KEY"] == "first-key"
+        assert served.ask("/v1/models", key="second-key")
+        assert served.refusal("/v1/models", key="third") == 401
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert here.run(scenario, api_key_file=key, alias="named") == 0
+    assert "first-key" not in here.text and "model: named" in here.text
 
 
 # What is refused
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(arguments), capture_output=True, text=True, timeout=90, env=environment()
-    )
-
-
-def test_a_port_that_is_taken(model: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = run("--model", model, "--port", port, "--connection", tmp_path / "c.env")
-    assert done.returncode == 2 and f"port {port} of 127.0.0.1 is taken" in done.stderr
-    assert not (tmp_path / "c.env").exists()
-
-
-def test_all_faults_at_once(model: Path, tmp_path: Path) -> None:
-    done = run(
-        *("--model", model, "--connection", model, "--drain", -1, "--port", 0),
-        *("--parallel", 0, "--listen", "nowhere.invalid", "--api-key-file", tmp_path / "none"),
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    for words in (
-        "--drain",
-        "--port 0",
-        "--parallel 0",
-        "is no address",
-        "the key file",
-        "is there",
+def test_a_port_that_is_taken(here: Play) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(LLMError, match="is taken"),
     ):
-        assert words in done.stderr, words
-    assert model.stat().st_size > 1000
+        here.run(lambda served: None, port=taken.getsockname()[1])
+    assert not here.file.exists() and here.record()["status"] == "failed"
+
+
+def test_another_port_is_tried(here: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = server_address.free_port
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1], free("127.0.0.1")]
+        monkeypatch.setattr(server_address, "free_port", lambda address: ports.pop(0))
+        assert here.run(lambda served: os.kill(os.getpid(), signal.SIGINT)) == 0
+    assert ports == []
+
+
+def test_all_faults_at_once(here: Play) -> None:
+    def never(served: Served) -> None:
+        raise AssertionError("it must not start")
+
+    with pytest.raises(ExceptionGroup) as error:
+        here.run(
+            never,
+            connection=here.model,
+            record=here.model,
+            drain=-1.0,
+            port=0,
+            parallel=0,
+            listen="nowhere.invalid",
+            api_key_file=here.folder / "none",
+        )
+    found = "\n".join(str(fault) for fault in leaves(error.value))
+    said = ("--drain", "--port 0", "--parallel 0", "is no address", "the key file")
+    said += ("no connection of a server", "no run record")
+    assert [words for words in said if words not in found] == []
+    assert here.model.stat().st_size > 1000
 
 
 def wanted(path: Path, **changes: Any) -> Wanted:
@@ -401,6 +517,7 @@ def wanted(path: Path, **changes: Any) -> Wanted:
         "shares": (),
         "context": "auto",
         "slots": 2,
+        "threads": 1,
     }
     return Wanted(**{**settings, **changes})
 
@@ -414,13 +531,20 @@ def test_the_plan(model: Path) -> None:
 def test_models_that_cannot_be_served(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "it's ü.gguf"
     broken.write_bytes(model.read_bytes()[:-1000])
-    with pytest.raises(LLMError, match="cut off"):
-        plan_server(wanted(broken))
-    with pytest.raises(LLMError, match="cannot read the model"):
-        plan_server(wanted(tmp_path / "missing.gguf"))
-    with pytest.raises(LLMError, match="more than the model was trained for"):
-        plan_server(wanted(model, context=512))
-    with pytest.raises(LLMError, match="does not fit into memory"):
-        plan_server(wanted(model, slots=2**40))
-    done = run("--model", broken, "--connection", tmp_path / "c.env")
-    assert done.returncode == 2 and "cut off" in done.stderr and "Traceback" not in done.stderr
+    for path, changes, words in (
+        (broken, {}, "cut off"),
+        (tmp_path / "missing.gguf", {}, "cannot read the model"),
+        (model, {"context": 512}, "more than the model was trained for"),
+        (model, {"slots": 2**40}, "does not fit into memory"),
+    ):
+        with pytest.raises(LLMError, match=words):
+            plan_server(wanted(path, **changes))
+
+
+def test_a_plan_of_another_process(model: Path) -> None:
+    plan, same = plan_apart(wanted(model)), plan_server(wanted(model))
+    assert plan.placement == same.placement and plan.context == same.context
+    assert plan.threads == same.threads
+    assert plan.file == same.file and plan.digest == same.digest
+    fault = pickle.loads(pickle.dumps(LLMError("what", "why", "fix")))
+    assert (fault.what, fault.why, fault.fix) == ("what", "why", "fix")

@@ -197,8 +197,8 @@ def instructions(
     key = "none is asked for" if connection.key is None else f"in {quoted}, which only you can read"
     if show_key and connection.key is not None:
         key = f"{connection.key} (also {key})"
-    # `~` of the login node is meant, and `cat` there: the file is on the cluster.
-    home = f"then http://127.0.0.1:{LOCAL_PORT}/v1, with the key above"
+    home = f"then http://127.0.0.1:{LOCAL_PORT}/v1"
+    home += "" if connection.key is None else ", with the key of that file"
     lines = [
         f"  key: {key}",
         f"  model: {connection.alias}",

@@ -1,9 +1,10 @@
 """What a server needs and where it goes, decided before llama-server is started.
 
-    from llm_recipes.gguf.server_plan import Wanted, plan_apart
+    from llm_recipes.gguf.server_plan import Wanted, make_plan
 
-llama.cpp is loaded for it in a process of its own: a process that has asked a GPU for its memory
-keeps some of it, and a server's recipe waits beside llama-server for days.
+Where there are GPUs or other hosts llama.cpp is loaded for it in a process of its own: a process
+that has asked a GPU for its memory keeps some of it, one that has called an RPC server keeps others
+out, and a server's recipe waits beside llama-server for days.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from llm_recipes.gguf.tuning import threads_for
 
 AUTO_CONTEXT = 8192  # tokens of a slot, where memory allows; more only for those who ask
 LEAST_CONTEXT = 512
+GPU_FILES = ("nvidia[0-9]*", "dxg")  # in /dev; dxg is Windows' way
 # llama-server keeps the cache of earlier prompts in the host's memory, 8 GiB if nobody says less.
 MOST_PROMPT_CACHE = 8 * 2**30
 PROMPT_CACHE_SHARE = 4  # of what is left, so that nothing that grows meets the job's limit
@@ -75,6 +77,16 @@ class ServerPlan:
         return "tokenizer.chat_template" in self.file.metadata
 
 
+def make_plan(wanted: Wanted) -> ServerPlan:
+    """`plan_server`, in a process of its own where that matters.
+
+    Raises:
+        LLMError: See `plan_server`.
+    """
+    gpus = [file for name in GPU_FILES for file in Path("/dev").glob(name)]
+    return plan_apart(wanted) if gpus or wanted.rpc else plan_server(wanted)
+
+
 def plan_apart(wanted: Wanted) -> ServerPlan:
     """`plan_server` in a process of its own, which takes what it holds of GPUs with it.
 
@@ -82,9 +94,15 @@ def plan_apart(wanted: Wanted) -> ServerPlan:
         LLMError: See `plan_server`, or that process died.
     """
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn, _leave_ctrl_c_to_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+        # The process inherits the mask: Ctrl-C is for us alone.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return pool.submit(plan_server, wanted).result()
+            planned = pool.submit(plan_server, wanted)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            return planned.result()
         except BrokenProcessPool:
             # ggml's RPC client ends the process when a worker is not there.
             why = "llama.cpp ended the process that looked at model and devices"
@@ -197,7 +215,3 @@ def placed(file: GgufFile, wanted: Wanted, tokens: int) -> tuple[ContextSettings
     if o.hosts:
         return context, place_on_hosts(o.hosts, file, context, o.gpu_layers, o.shares)
     return context, placement.plan_placement(file, o.gpu_layers, o.split, o.shares, context)
-
-
-def _leave_ctrl_c_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,6 +10,7 @@ that asks it to go, by SIGINT, when its requests are answered.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -66,8 +67,7 @@ class ServerLog:
 
     def take(self, line: str) -> None:
         """A line of its log."""
-        if self.file is not None:
-            print(line, file=self.file, flush=True)
+        self._keep(line)
         self.recent.append(line)
         if not self.is_listening:
             self.loading.append(line)
@@ -79,7 +79,16 @@ class ServerLog:
             self.active = time.monotonic()
             self.is_listening = True
         elif is_to_be_shown(line):
-            print(f"llama-server: {line[2:].strip()}", file=sys.stderr, flush=True)
+            _say(f"llama-server: {line[2:].strip()}")
+
+    def _keep(self, line: str) -> None:
+        if self.file is None:
+            return
+        try:
+            print(line, file=self.file, flush=True)
+        except OSError as error:  # a full disk must not keep the server from answering
+            self.file = None
+            _say(f"the rest of llama-server's log is lost: {error.strerror}")
 
     @property
     def running(self) -> int:
@@ -271,6 +280,12 @@ def resident_bytes(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _say(text: str) -> None:
+    # Nobody may read any more what is said; llama-server waits if nobody reads what it says.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _protect() -> None:
