@@ -11,15 +11,13 @@ as base and adapter do. It runs on the CPU, in the memory that the base takes.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from llm_recipes.cli import run_recipe
-from llm_recipes.errors import LLMError
 from llm_recipes.folders import new_folder
 from llm_recipes.made_folder import (
     RECORD,
@@ -29,12 +27,6 @@ from llm_recipes.made_folder import (
     made_again,
 )
 from llm_recipes.record import read_record, start_record, write_record
-
-if TYPE_CHECKING:
-    import torch
-
-    from llm_recipes.merging import Comparison
-    from llm_recipes.model_folder import ModelFolder
 
 RECIPE = "finetune/merge"
 
@@ -57,7 +49,9 @@ def merge_adapter(
     """
     settings = dict(locals())
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from llm_recipes.adapters import find_base
     from llm_recipes.device import DTYPES, dtype_name, use_granted_cpus
+    from llm_recipes.merged_folder import merge_into
     from llm_recipes.merging import check_adapter, stored_dtype
     from llm_recipes.model_folder import find_adapter, folder_digest
 
@@ -84,7 +78,7 @@ def merge_adapter(
     record["made_with"] = made_with
     start = time.monotonic()
     with new_folder(folder) as staging:
-        found = merge(model, adapter_folder, staging, own, target, rows)
+        found = merge_into(staging, model, adapter_folder, rows, own, target)
         seconds = round(time.monotonic() - start, 1)
         record["model"] = {
             "path": str(folder),
@@ -101,83 +95,6 @@ def merge_adapter(
         }
         write_record(staging / RECORD, record, "complete")
     print(f"model in {folder} ({made_with['dtype']}, {seconds:.0f} s)")
-
-
-def find_base(adapter: Path, base: str | None) -> ModelFolder:
-    """The base's folder: the one given, or the one the adapter names.
-
-    Raises:
-        LLMError, ExceptionGroup: If it is not here, or not whole.
-    """
-    from llm_recipes.adapters import ADAPTER_CONFIG
-    from llm_recipes.architecture import read_json
-    from llm_recipes.model_folder import find_model
-
-    if base is not None:
-        read_json(adapter / ADAPTER_CONFIG)
-        return find_model(base)
-    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise LLMError(f"{adapter / ADAPTER_CONFIG} names no base", fix="--base MODEL names it")
-    try:
-        return find_model(named)
-    except LLMError as error:
-        what = f"the base of {adapter} is not usable: {named}"
-        raise LLMError(what, error.what, "--base MODEL: where the base is now") from error
-
-
-def merge(
-    base: ModelFolder,
-    adapter: Path,
-    staging: Path,
-    own: torch.dtype,
-    target: torch.dtype,
-    rows: int | None,
-) -> Comparison:
-    """Load, merge, write, load again and compare.
-
-    Raises:
-        LLMError: If the merged model answers otherwise than its rounding explains.
-    """
-    from llm_recipes import merging
-
-    say(f"loading {base.path} ({base.bytes / 1e9:.3g} GB) and {adapter}")
-    tuned = merging.load_both(base, adapter, rows, own)
-    ids = merging.check_tokens(base.path, tuned.get_input_embeddings().weight.shape[0])
-    wanted = merging.logits_in_fp32(tuned, ids)
-    with tuned.disable_adapter():
-        plain = merging.logits_in_fp32(tuned, ids)
-    say("merging")
-    model = merging.merge_layers(tuned, target)
-    merging.write_merged(model, base.path, adapter, staging, target, rows is not None)
-    del tuned, model
-    gc.collect()  # two models at once may be more than there is memory
-    say("comparing what was written with base and adapter")
-    merging.check_tokens(staging, 1)  # the tokenizer can be loaded
-    answers = merging.logits_in_fp32(merging.load_merged(staging, target), ids)
-    found = merging.compare(answers, wanted, plain, target)
-    report(found)
-    return found
-
-
-def report(found: Comparison) -> None:
-    """Tell what the comparison showed.
-
-    Raises:
-        LLMError: If it is more than rounding.
-    """
-    figures = (
-        f"logits of {found.tokens} tokens differ by {found.difference:.2g} of their size "
-        f"(largest {found.largest:.2g}; the adapter changes them by {found.adapter_effect:.2g}), "
-        f"{found.same_top:.0%} have the same likeliest token"
-    )
-    if not found.difference <= found.allowed:  # NaN too
-        what = "the merged model does not answer as base and adapter do"
-        why = f"{figures}; rounding explains {found.allowed:.2g}"
-        raise LLMError(what, why, "--dtype fp32 if the base's type is too coarse for this adapter")
-    say(figures)
-    if found.difference > found.adapter_effect / 2:
-        say("the adapter changes less than rounding does: --dtype fp32 keeps what it has learned")
 
 
 def was_quantized(adapter: Path) -> bool:

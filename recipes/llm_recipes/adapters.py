@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.architecture import read_json
+from llm_recipes.errors import LLMError
+from llm_recipes.model_folder import ModelFolder, find_model
 from llm_recipes.record import read_record
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -34,6 +36,25 @@ def base_of_adapter(adapter: Path) -> Path | None:
     except ValueError:  # a path that is not here is no hub's name
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def find_base(adapter: Path, base: str | None) -> ModelFolder:
+    """The base's folder: the one given, or the one the adapter names.
+
+    Raises:
+        LLMError, ExceptionGroup: If it is not here, or not whole.
+    """
+    if base is not None:
+        read_json(adapter / ADAPTER_CONFIG)
+        return find_model(base)
+    named = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise LLMError(f"{adapter / ADAPTER_CONFIG} names no base", fix="--base MODEL names it")
+    try:
+        return find_model(named)
+    except LLMError as error:
+        what = f"the base of {adapter} is not usable: {named}"
+        raise LLMError(what, error.what, "--base MODEL: where the base is now") from error
 
 
 def recorded_base(record_file: Path) -> tuple[str, str] | None:
