@@ -12,8 +12,6 @@ settings are refused, with what differs.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
-from llm_recipes.files import staged_text, write_fault
+from llm_recipes.files import open_locked, staged_text, write_fault
 
 HEADER = "made_with"
 Key = tuple[str, int]  # the prompt's id as JSON, and the sample's number
@@ -129,7 +127,7 @@ def open_answers(
     if os.path.isdir(path):  # unlike Path.is_dir it raises nothing for closed folders
         raise LLMError(f"{path} is a folder", fix=f"name a file: --output {path}/answers.jsonl")
     there = None if overwrite else _read_output(path)
-    with _open_locked(partial) as file:
+    with open_locked(partial) as file:
         header, rows = _read_partial(file)
         if there is not None and not (header == made_with and _is_made_of(rows, there)):
             try:
@@ -190,23 +188,6 @@ def _read_finished(
     rows = _parse(data)
     _refuse_differences(path, record["made_with"], made_with, rows, contents)
     return {answer_key(row): row for row in rows}
-
-
-@contextlib.contextmanager
-def _open_locked(partial: Path) -> Iterator[FileIO]:
-    try:
-        file = open(partial, "a+b", buffering=0)  # noqa: SIM115 - closed below, after its errors
-    except OSError as error:
-        raise write_fault(partial, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Some network file systems know no locks; only a taken lock is a reason to stop.
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                fix = "wait for it, or choose another --output"
-                raise LLMError(f"another process is writing {partial}", fix=fix) from None
-        yield file
 
 
 def _read_partial(file: FileIO) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

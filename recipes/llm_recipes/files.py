@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from llm_recipes.errors import LLMError
@@ -48,6 +50,28 @@ def staged_text(path: Path, text: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # a closed folder: the error above says so
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_locked(partial: Path) -> Iterator[FileIO]:
+    """A file for appending that no other process has open so: what a result is written to at first.
+
+    Raises:
+        LLMError: If another process has it, or it cannot be written.
+    """
+    try:
+        file = open(partial, "a+b", buffering=0)  # noqa: SIM115 - closed below, after its errors
+    except OSError as error:
+        raise write_fault(partial, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network file systems know no locks; only a taken lock is a reason to stop.
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                fix = "wait for it, or choose another --output"
+                raise LLMError(f"another process is writing {partial}", fix=fix) from None
+        yield file
 
 
 def write_fault(path: Path, error: OSError) -> LLMError:
