@@ -318,7 +318,8 @@ def test_a_full_disk_ends_the_log_alone(capsys: pytest.CaptureFixture[str]) -> N
         log.take("W srv    operator(): unauthorized: Invalid API Key")
         assert log.file is None and log.is_listening
     said = capsys.readouterr().err
-    assert said.count("log is lost: No space left") == 1 and "unauthorized" in said
+    assert said.count("log is lost: No space left") == 1
+    assert "\nllama-server: unauthorized: Invalid API Key\n" in said
 
 
 def test_the_reason_of_a_death() -> None:
@@ -327,6 +328,16 @@ def test_the_reason_of_a_death() -> None:
     log.take("/src/ggml.c:123: GGML_ASSERT(x) failed")
     log.take("I slot      release: id  0 | task 3 | stop processing: n_tokens = 9")
     assert log.reason() == "/src/ggml.c:123: GGML_ASSERT(x) failed"
+
+
+def test_the_reason_of_a_failure_to_load() -> None:
+    log = ServerLog()
+    log.take("W srv  llama_server: security: no API key is set")
+    log.take("E llama_init_from_model: quantized V cache requires flash_attn to be enabled")
+    log.take("E srv    load_model: failed to create_context with model 'm'")
+    assert (
+        log.reason() == "llama_init_from_model: quantized V cache requires flash_attn to be enabled"
+    )
 
 
 def test_metrics() -> None:

@@ -295,6 +295,9 @@ def test_no_words_of_requests_are_in_the_log(server: Served) -> None:
     assert server.refusal("/v1/completions", {"prompt": DIARY, "grammar": f"root ::= {DIARY}"})
     assert server.refusal("/v1/chat/completions", {"messages": [{"role": DIARY}]})
     assert "diary" not in server.text
+    assert server.refusal("/v1/models", key="wrong") == 401
+    time.sleep(0.2)
+    assert "llama-server: unauthorized: Invalid API Key" in server.text, "warnings are shown"
 
 
 # How it ends
@@ -476,6 +479,12 @@ def test_a_port_that_is_taken(here: Play) -> None:
     ):
         here.run(lambda served: None, port=taken.getsockname()[1])
     assert not here.file.exists() and here.record()["status"] == "failed"
+
+
+def test_a_model_that_cannot_be_loaded(here: Play) -> None:
+    with pytest.raises(LLMError, match="status 1") as error:
+        here.run(lambda served: None, kv_type="q8_0", flash_attention="off")
+    assert "requires flash_attn" in error.value.why
 
 
 def test_another_port_is_tried(here: Play, monkeypatch: pytest.MonkeyPatch) -> None:

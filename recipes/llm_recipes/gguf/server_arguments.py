@@ -71,7 +71,8 @@ def arguments(
     if key.file is not None:
         options["--api-key-file"] = key.file
     # Each slot has room of its own: with a common one a long request takes that of others.
-    flags = ["--no-kv-unified", "--offline", "--no-ui", "--no-slots", "--metrics", "--log-prefix"]
+    flags = ["--no-kv-unified", "--offline", "--no-ui", "--no-slots", "--metrics"]
+    flags += ["--log-prefix", "--no-log-timestamps"]
     return [text for name, value in options.items() for text in (name, str(value))] + flags
 
 

@@ -39,7 +39,7 @@ KEPT_LINES = 200
 OURS = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 LISTENING, NO_PORT = "listening on", "couldn't bind HTTP server socket"
 STARTED, ENDED = re.compile(r"slot .*\| processing task"), re.compile(r"slot .*\| stop processing")
-LEVEL = re.compile(r"^(?:\x1b\[[0-9;]*m)*([IWED]) ")
+LEVEL = re.compile(r"^[IWED] ((srv|slot|que|res|cmn) +[\w()]+: )?")
 # Lines of llama-server's own parts; others may hold words of a request or an answer.
 HARMLESS = re.compile(r"^[WE] (srv|slot|que|res) ")
 WITH_TEXT = ("got exception", "unparsed")
@@ -78,8 +78,8 @@ class ServerLog:
         elif LISTENING in line:
             self.active = time.monotonic()
             self.is_listening = True
-        elif is_to_be_shown(line):
-            _say(f"llama-server: {line[2:].strip()}")
+        elif is_to_be_shown(line) and (self.is_listening or line[0] == "W"):
+            _say(f"llama-server: {LEVEL.sub('', line).strip()}")
 
     def _keep(self, line: str) -> None:
         if self.file is None:
@@ -98,9 +98,13 @@ class ServerLog:
     def reason(self) -> str:
         """Why it ended, as far as its last lines say."""
         lines = [line for line in self.recent if not any(word in line for word in WITH_TEXT)]
+        # Warnings, of requests long gone too, are no reason; an abort of ggml has no letter.
+        lines = [line for line in lines if not line.startswith(("I ", "W "))]
+        errors = [line for line in lines if line.startswith("E ")]
         if self.is_listening:
-            # Warnings of requests long gone are no reason; an abort of ggml has no letter.
-            lines = [line for line in lines if not line.startswith(("I ", "W "))][-1:]
+            lines = lines[-1:]
+        elif errors:  # the first is the cause of the others
+            lines = errors[:1]
         return error_of([LEVEL.sub("", line) for line in lines])
 
 
