@@ -251,7 +251,9 @@ def begin(plan: Plan, folder: Path, partial: Path) -> tuple[Draft, Any]:
 
     _, tokenizer = load_tokenizer(str(folder))
     raise_all(vocabulary_faults(folder, tokenizer))
-    source = Source(folder, plan.type, name_of(plan), plan.settings["pre_tokenizer"])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    carried = None if backend is None else backend.to_str()
+    source = Source(folder, plan.type, name_of(plan), plan.settings["pre_tokenizer"], carried)
     found: list[Draft] = []
     faults = faults_of(lambda: found.append(draft_gguf(source, partial)))
     raise_all([with_fitting_name(fault, source, tokenizer) for fault in faults])
@@ -290,12 +292,15 @@ def compare_tokenizers(
     """
     from llm_recipes.gguf import agreement as agreements
     from llm_recipes.gguf.conversion import header_tokenizer
+    from llm_recipes.gguf.tokenizer import HUGGING_FACE_KEY
 
     with header_tokenizer(draft.path) as found:
         plain = agreements.tokenizer_differences(tokenizer, found, agreements.PLAIN_TEXTS)
         edges = agreements.tokenizer_differences(tokenizer, found, agreements.EDGE_TEXTS)
         severe = [*map(str, plain), *agreements.special_token_differences(tokenizer, found)]
-        remarks = [f"other tokens for {difference}" for difference in edges]
+        remarks = [f"llama.cpp makes other tokens of {difference}" for difference in edges]
+        if remarks and draft.file.metadata.get(HUGGING_FACE_KEY):
+            remarks.append("our recipes use the model's own tokenizer, which the file carries")
         remarks += agreements.end_token_remarks(folder, found)
     if severe and not plan.settings["accept_differences"]:
         raise LLMError(TOKENS_DIFFER, "\n".join(severe[:8]), ALL_THE_SAME)

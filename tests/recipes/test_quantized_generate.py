@@ -67,6 +67,26 @@ def test_the_answers_are_those_of_the_transformers_recipe(
     assert all("\ufffd" in row["completion"] for row in unlike)  # bytes that are no character
 
 
+def test_chats_are_those_of_training(tiny_hf: Path, tmp_path: Path) -> None:
+    """The file carries the tokenizer: llama.cpp's own puts a space after each special token."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    from convert import convert
+
+    model = tmp_path / "carried.gguf"
+    with pytest.raises(SystemExit) as end:
+        arguments = ["--model", str(tiny_hf), "--output", str(model), "--type", "f32"]
+        run_recipe(convert, [*arguments, "--check-tokens", "0"])
+    assert end.value.code == 0
+    asked = tmp_path / "asked.jsonl"
+    texts = ["Hello", "  two spaces", "</s> is written", "ünïcode\n\nlines", "x "]
+    asked.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    options = ["--prompts", asked, "--max-new-tokens", 6, "--system", "Be brief."]
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    assert run("--model", model, *options, "--output", ours, *EXACT) == 0
+    assert transformers_run("--model", tiny_hf, *options, "--output", theirs) == 0
+    assert rows(ours) == rows(theirs)
+
+
 def test_the_record(tiny_gguf: Path, prompts: Path, tmp_path: Path) -> None:
     output = tmp_path / "out's ü.jsonl"
     options = ["--prompts", prompts, "--max-new-tokens", 5, "--threads", 1, "--parallel", 2]

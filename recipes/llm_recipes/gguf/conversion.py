@@ -39,7 +39,7 @@ from llm_recipes.gguf.converter_repairs import (
 from llm_recipes.gguf.file import GgufFile, read_gguf
 from llm_recipes.gguf.model import LOAD_MODES
 from llm_recipes.gguf.programs import converter_folder
-from llm_recipes.gguf.tokenizer import GgufTokenizer
+from llm_recipes.gguf.tokenizer import HUGGING_FACE_KEY, GgufTokenizer
 from llm_recipes.model_folder import first_line
 from llm_recipes.progress import Progress
 
@@ -59,12 +59,14 @@ class Source:
 
     type: f32, f16, bf16 or q8_0. name: general.name in the file; None: the folder's. pre_tokenizer:
     llama.cpp's name of how a BPE tokenizer splits text; None: the converter recognizes it.
+    tokenizer: Hugging Face's own as JSON, for the file to carry; None: it has none of that kind.
     """
 
     folder: Path
     type: str
     name: str | None = None
     pre_tokenizer: str | None = None
+    tokenizer: str | None = None
 
 
 class Draft:
@@ -145,6 +147,8 @@ def draft_gguf(source: Source, path: Path) -> Draft:
             except Exception as error:  # whatever the converter and the libraries raise
                 faults.append(converter_fault(source.folder, error))
         raise_all(faults)
+    if source.tokenizer is not None:
+        model.gguf_writer.add_string(HUGGING_FACE_KEY, source.tokenizer)
     return Draft(model.gguf_writer, path, said)
 
 
@@ -168,7 +172,7 @@ def write_vocabulary(source: Source, path: Path) -> None:
 
 @contextlib.contextmanager
 def header_tokenizer(path: Path) -> Iterator[GgufTokenizer]:
-    """The tokenizer of a draft, which llama.cpp loads without memory for the weights.
+    """llama.cpp's own tokenizer of a draft, which it loads without memory for the weights.
 
     Raises:
         LLMError: If llama.cpp can't load a model with this metadata and these tensors.
