@@ -205,12 +205,11 @@ def make_files(plan: Plan) -> None:
 
 def possible_jobs(plan: Plan) -> int:
     """As many at once as were asked for, if memory has room for them."""
-    import torch
 
-    from llm_recipes.device import free_memory_bytes
+    from llm_recipes.host_memory import free_host_bytes
 
     wanted = min(plan.settings["jobs"], len(plan.unmade))
-    room = int(free_memory_bytes(torch.device("cpu")) // JOB_BYTES)
+    room = int(free_host_bytes() // JOB_BYTES)
     if room < wanted:
         say(f"memory has room for {max(1, room)} of {wanted} jobs at once")
     return max(1, min(wanted, room))

@@ -145,5 +145,5 @@ def test_the_same_answers(tiny_hf: Path, tiny_gguf: Path, tokenizer: Any) -> Non
 def test_too_little_memory_is_said(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = read_gguf(tiny_gguf)
     assert agreement.memory_lacking(10**6, file) == ""
-    monkeypatch.setattr(agreement, "free_memory_bytes", lambda device: 10**6)
+    monkeypatch.setattr(agreement, "free_host_bytes", lambda: 10**6)
     assert "0.001 GB are free" in agreement.memory_lacking(10**6, file)

@@ -55,7 +55,7 @@ def gpu(free: float, name: str = "CUDA0") -> Device:
 
 @pytest.fixture(autouse=True)
 def _host_with_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "free_memory_bytes", lambda device: 100 * GB)
+    monkeypatch.setattr(placement, "free_host_bytes", lambda: 100 * GB)
 
 
 def test_cache_of_llama_3_8b_by_hand() -> None:
@@ -109,7 +109,7 @@ def test_two_gpus_share_as_llama_cpp_does() -> None:
 
 
 def test_a_model_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "free_memory_bytes", lambda device: 3 * GB)
+    monkeypatch.setattr(placement, "free_host_bytes", lambda: 3 * GB)
     with pytest.raises(LLMError, match=r"made-up.gguf does not fit into memory") as end:
         plan_placement(model(), 0, "layer", (), CONTEXT, [])
     assert "3.00 GB are free" in end.value.why

@@ -189,7 +189,7 @@ def test_no_memory_to_compare(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(agreement, "free_memory_bytes", lambda device: 10**6)
+    monkeypatch.setattr(agreement, "free_host_bytes", lambda: 10**6)
     convert(tmp_path / "tiny.gguf", str(tiny_hf))
     assert "not compared with transformers: it takes" in capsys.readouterr().err
     assert "GB are free" in record_of(tmp_path / "tiny.gguf")["metrics"]["not_compared"]

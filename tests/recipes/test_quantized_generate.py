@@ -140,9 +140,17 @@ def test_quantized_caches_give_answers(tiny_gguf: Path, capfd: pytest.CaptureFix
 
 def test_faults_are_said_together(tiny_gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ["--threads", 0, "--parallel", -1, "--gpu-layers", -2, "--shares", "a", "--top-p", 2]
+    wrong += ["--kv-type", "q8_0", "--flash-attention", "off"]
     assert run("--model", tiny_gguf, "--prompt", "x", *wrong) == 2
     error = capsys.readouterr().err
-    for fault in ("--threads 0", "--parallel -1", "--gpu-layers -2", "--shares 'a'", "--top-p 2"):
+    for fault in (
+        "--threads 0",
+        "--parallel -1",
+        "--gpu-layers -2",
+        "--shares 'a'",
+        "--top-p 2",
+        "--kv-type q8_0",
+    ):
         assert fault in error
     assert "Traceback" not in error
 
@@ -179,7 +187,7 @@ def test_damaged_files(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_model_larger_than_memory(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llm_recipes.gguf.placement.free_memory_bytes", lambda device: 10**6)
+    monkeypatch.setattr("llm_recipes.gguf.placement.free_host_bytes", lambda: 10**6)
     assert run("--model", tiny_gguf, "--prompt", "x") == 2
     error = capsys.readouterr().err
     assert "does not fit into memory" in error

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from llm_recipes.architecture import quiet, read_json
-from llm_recipes.device import free_memory_bytes
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.file import GgufFile, read_gguf
 from llm_recipes.gguf.model import ContextSettings, GgufModel
 from llm_recipes.gguf.scoring import Scores, score
+from llm_recipes.host_memory import free_host_bytes
 from llm_recipes.merging import logits_in_fp32
 from llm_recipes.models import loading
 
@@ -300,7 +300,7 @@ def memory_lacking(weights: int, file: GgufFile) -> str:
     widest = max(tensor.elements for tensor in file.tensors) * 4  # a module's weights in fp32
     logits = 3 * 4 * WINDOW * file.vocabulary
     needed = max(weights + widest, file.bytes) + logits
-    free = free_memory_bytes(torch.device("cpu"))
+    free = free_host_bytes()
     if needed <= free:
         return ""
     return f"it takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"

@@ -22,7 +22,6 @@ from llm_recipes.errors import LLMError
 from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, readable
 from llm_recipes.gguf.host_gathering import (
     AGAIN,
-    CALL_S,
     Worker,
     call_server,
     gathered,
@@ -34,6 +33,7 @@ from llm_recipes.gguf.programs import end_with_parent, ending
 from llm_recipes.gguf.remote_hosts import CONTROL, ENDPOINTS
 
 LOOK_S = 0.2
+MEASURE_S = 30.0  # a busy host is no dead one, which is noticed sooner
 REPORT_S = 3.0  # after the child's abort, for the host that caused it to be heard of
 SIGNALLED_S = 2.0  # in which a signal for the whole step reaches every task
 PATIENCE_S = 60.0  # for the child to save what it has
@@ -104,9 +104,11 @@ def _start_child(workers: Sequence[Worker], control: socket.socket) -> subproces
     env.setdefault("GGML_NO_BACKTRACE", "1")
     signals = (signal.SIGINT, signal.SIGTERM)
 
+    parent = os.getpid()
+
     def before() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        end_with_parent()
+        end_with_parent(parent)
 
     # A signal between the start and the name `child` would leave it behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -189,7 +191,7 @@ def _measure(worker: Worker) -> dict[str, Any]:
     try:
         worker.channel.send({"measure": True})
         while True:
-            message = worker.channel.receive(CALL_S)
+            message = worker.channel.receive(MEASURE_S)
             if "fault" in message:
                 raise lost(worker, message["fault"]["why"], MEMORY)
             if "resident_bytes" in message:

@@ -12,9 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from llm_recipes.device import free_memory_bytes
 from llm_recipes.gguf import threads as cpu
 from llm_recipes.gguf.engine import gpu_devices
 from llm_recipes.gguf.file import GgufFile
@@ -27,6 +24,7 @@ from llm_recipes.gguf.placement import (
 )
 from llm_recipes.gguf.remote_hosts import connected_hosts, place_on_hosts, verify_hosts
 from llm_recipes.gguf.tuning import threads_for
+from llm_recipes.host_memory import free_host_bytes
 
 SHARE_OF_FREE = 0.8  # the need is an estimate
 MOST_AT_ONCE = {"cpu": 16, "gpu": 64}  # sequences, if the memory allows them
@@ -101,6 +99,6 @@ def _room(
     if options.parallel != "auto":
         return of(min(options.parallel, most or options.parallel))
     gpus = gpu_devices() if options.gpu_layers != 0 else []
-    free = sum(gpu.free_bytes for gpu in gpus) or free_memory_bytes(torch.device("cpu"))
+    free = sum(gpu.free_bytes for gpu in gpus) or free_host_bytes()
     useful = min(MOST_AT_ONCE["gpu" if gpus else "cpu"], most or MOST_AT_ONCE["gpu"])
     return of(sequences_that_fit(file, of(1), useful, int(SHARE_OF_FREE * free)))

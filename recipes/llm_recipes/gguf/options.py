@@ -28,4 +28,9 @@ def placement_faults(options: Mapping[str, Any]) -> list[LLMError]:
     if o["shares"] and o["split"] == "none":
         fix = "leave one of them out"
         faults.append(LLMError("--shares has no meaning with --split none", fix=fix))
+    quantized = o.get("kv_type", "f16") not in ("f32", "f16", "bf16")
+    if quantized and o.get("flash_attention") == "off":
+        what = f"--kv-type {o['kv_type']} does not go with --flash-attention off"
+        fix = "--flash-attention auto, or --kv-type f16"
+        faults.append(LLMError(what, "only flash attention reads quantized values", fix))
     return faults

@@ -15,14 +15,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-import torch
-
-from llm_recipes.device import free_memory_bytes
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import engine
 from llm_recipes.gguf.engine import Device
 from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.model import CELLS, ContextSettings, Placement, Split
+from llm_recipes.host_memory import free_host_bytes
 
 GpuLayers = int | Literal["auto", "all"]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"]
@@ -159,7 +157,7 @@ def check_host_memory(file: GgufFile, placement: Placement, context: ContextSett
     needed = need.of(stays) + need.scratch + (need.input if placement.gpu_layers else 0)
     if not placement.gpu_layers and any(t.name == "output.weight" for t in file.tensors):
         needed += need.input  # tied weights are counted with the output
-    free = free_memory_bytes(torch.device("cpu"))
+    free = free_host_bytes()
     if needed > free:
         raise LLMError(
             f"{file.path} does not fit into memory",

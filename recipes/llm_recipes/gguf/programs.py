@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -113,7 +114,7 @@ def started_program(
         stderr=stderr,
         env=None if env is None else dict(env),
         cwd=cwd,
-        preexec_fn=end_with_parent,
+        preexec_fn=partial(end_with_parent, os.getpid()),
         # Ctrl-C is ours to handle: the terminal would send it to the program as well.
         start_new_session=True,
     )
@@ -141,9 +142,12 @@ def end_program(process: subprocess.Popen[bytes], grace_s: float = SECONDS_TO_EN
 _libc = ctypes.CDLL(None)  # loaded here: between fork and exec nothing should be
 
 
-def end_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies; for `preexec_fn`."""
-    parent = os.getppid()
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies; for `preexec_fn`.
+
+    Args:
+        parent: The parent's process id, asked for before the fork.
+    """
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os._exit(1)

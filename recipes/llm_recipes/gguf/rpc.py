@@ -23,6 +23,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llm_recipes.errors import LLMError
@@ -167,7 +168,7 @@ def _start(address: str, port: int, threads: int) -> Server:
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        preexec_fn=_before_server,
+        preexec_fn=partial(_before_server, os.getpid()),
         start_new_session=True,
     )
     until = time.monotonic() + START_S
@@ -184,11 +185,11 @@ def _start(address: str, port: int, threads: int) -> Server:
     return Server(process, output, endpoint, devices)
 
 
-def _before_server() -> None:
+def _before_server(parent: int) -> None:
     # Slurm's warnings go to all processes of a step; the run decides when this one ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(parent)
 
 
 def _text(output: int) -> str:

@@ -18,9 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from llm_recipes.device import free_memory_bytes
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import engine, placement
 from llm_recipes.gguf.file import GgufFile, gguf_digest, read_gguf
@@ -28,6 +25,7 @@ from llm_recipes.gguf.model import CELLS, ContextSettings, Placement, Split
 from llm_recipes.gguf.remote_hosts import RemoteHost, place_on_hosts
 from llm_recipes.gguf.threads import Threads
 from llm_recipes.gguf.tuning import threads_for
+from llm_recipes.host_memory import free_host_bytes
 
 AUTO_CONTEXT = 8192  # tokens of a slot, where memory allows; more only for those who ask
 LEAST_CONTEXT = 512
@@ -125,7 +123,7 @@ def plan_server(wanted: Wanted) -> ServerPlan:
     context = replace(context, threads=threads.generate, prompt_threads=threads.prompt)
     need = placement.memory_need(file, context)
     on_gpus = need.of(range(len(need.layers) - chosen.gpu_layers, len(need.layers)))
-    left = free_memory_bytes(torch.device("cpu")) - (need.total - on_gpus)
+    left = free_host_bytes() - (need.total - on_gpus)
     cache = max(0, min(MOST_PROMPT_CACHE, left // PROMPT_CACHE_SHARE))
     return ServerPlan(
         file,

@@ -24,6 +24,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -144,7 +145,7 @@ class LlamaServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=dict(env),
-            preexec_fn=_protect,
+            preexec_fn=partial(_protect, os.getpid()),
             start_new_session=True,  # a terminal's Ctrl-C is for us
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -292,8 +293,8 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _protect() -> None:
+def _protect(parent: int) -> None:
     """In the new process before it becomes llama-server."""
-    end_with_parent()
+    end_with_parent(parent)
     # A mask survives exec, and llama-server never touches it.
     signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
