@@ -67,8 +67,8 @@ def alone(work: Desk) -> list[tuple[str, int, str]]:
 
 def left_over(cluster: Cluster, nodes: list[str]) -> dict[str, str]:
     """Return what of a run is still there on each node."""
-    # In brackets, so that the words of the command that looks are none of them.
-    words = ["pgrep", "-af", "[g]gml-rpc-server|[q]uantized/generate"]
+    # The programs themselves: srun, whose command line names them too, waits for Slurm to notice.
+    words = ["pgrep", "-af", "^[^ ]*python[^ ]* [^ ]*quantized/generate|^[^ ]*ggml-rpc-server"]
     found = {node: cluster.run(words, node=node, user=False).stdout for node in nodes}
     return {node: text for node, text in found.items() if text}
 
@@ -107,6 +107,11 @@ def test_nodes_together_say_what_one_says(
     check_nothing_left(cluster, nodes)
 
 
+def lines(work: Desk, output: str) -> int:
+    """Return how many lines a run has written; the first one holds no answer."""
+    return sum(path.read_text().count("\n") for path in work.folder.glob(f"{output}*"))
+
+
 def begin(work: Desk, output: str, nodes: list[str]) -> str:
     """Start a long run on these nodes; return the job, when it has answers."""
     where = [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", "--no-requeue"]
@@ -114,30 +119,28 @@ def begin(work: Desk, output: str, nodes: list[str]) -> str:
     job, _ = work.sbatch(*where, *run, wait=False)
 
     def look() -> tuple[int, str]:
-        sizes = [path.stat().st_size for path in work.folder.glob(f"{output}*")]
-        return max(sizes, default=0), work.cluster.job(job)["JobState"]
+        return lines(work, output), work.cluster.job(job)["JobState"]
 
     _, state = work.cluster.wait_until(
         look,
-        lambda seen: seen[0] > 0 or seen[1] not in ("PENDING", "RUNNING"),
+        lambda seen: seen[0] > 2 or seen[1] not in ("PENDING", "RUNNING"),
         SLOW, "no answers",
     )  # fmt: skip
     assert state == "RUNNING", work.read(f"{job}.out")
     return job
 
 
-def check_lost(cluster: Cluster, work: Desk, job: str, host: str, reason: str) -> None:
-    """The run has ended and says which host it lost, and why."""
-    assert cluster.wait(job, ["FAILED", "COMPLETED"], 90)["JobState"] == "FAILED"
-    said = work.read(f"{job}.out")
-    assert f"host {host} has left the run" in said and reason in said, said
-    assert "Traceback" not in said
+def check_lost(work: Desk, job: str, host: str, reason: str) -> None:
+    """The run says which host it lost, and why."""
+    said = work.wait_for_text(f"{job}.out", f"host {host} has left the run", 90)
+    assert reason in said and "Traceback" not in said, said
 
 
 def test_a_killed_server_ends_the_run_everywhere(cluster: Cluster, work: Desk) -> None:
     job = begin(work, "killed.jsonl", ["n1", "n2", "n3"])
     cluster.run(["pkill", "-KILL", "-x", "ggml-rpc-server"], node="n3", user=False, check=True)
-    check_lost(cluster, work, job, "n3", "was killed, as when memory runs out")
+    check_lost(work, job, "n3", "was killed, as when memory runs out")
+    cluster.wait(job, "FAILED")
     check_nothing_left(cluster, ["n1", "n2", "n3"])
 
 
@@ -146,8 +149,8 @@ def test_a_cut_cable_ends_the_run_everywhere(cluster: Cluster, work: Desk) -> No
     try:
         job = begin(work, "cut.jsonl", ["n1", "n2"])
         cluster.cut("n2")
-        check_lost(cluster, work, job, "n2", "no answer for 20 s")
-        # On its side of the cable, too, with nobody there to tell it.
+        check_lost(work, job, "n2", "no answer for 20 s")
+        # On the other side of the cut, too, where nobody tells them.
         check_nothing_left(cluster, ["n1", "n2"])
     finally:
         cluster.configure(SlurmdTimeout="8")
@@ -156,12 +159,7 @@ def test_a_cut_cable_ends_the_run_everywhere(cluster: Cluster, work: Desk) -> No
 def test_a_dead_node_ends_the_run_everywhere(cluster: Cluster, work: Desk) -> None:
     job = begin(work, "dead.jsonl", ["n1", "n2", "n3"])
     cluster.kill_node("n2")
-    cluster.wait(job, ["FAILED", "NODE_FAIL", "COMPLETED"], 90)
+    cluster.wait(job, ["FAILED", "NODE_FAIL", "COMPLETED"])
     check_nothing_left(cluster, ["n1", "n3"])
     cluster.start_node("n2")
-    assert len(answers_so_far(work, "dead.jsonl")) > 0
-
-
-def answers_so_far(work: Desk, output: str) -> str:
-    """Return what a run that was broken off has left."""
-    return "".join(path.read_text() for path in work.folder.glob(f"{output}*"))
+    assert lines(work, "dead.jsonl") > 2  # what was answered is there

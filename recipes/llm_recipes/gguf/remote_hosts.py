@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ENDPOINTS, CONTROL = "LLM_RPC_ENDPOINTS", "LLM_HOSTS_CONTROL"
 HERE = "this host"
 REMOTE = "RPC"  # how the names of other hosts' devices begin
-ANSWER_S = 20.0
+ANSWER_S = 90.0  # of the leader, who may wait for hosts
 ARRIVED_S, LOOK_S = 20.0, 0.2
 HELD_SHARE = 0.9  # of the bytes that llama.cpp says a host got
 GB, MB = 1e9, 1e6
