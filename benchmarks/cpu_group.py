@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm_recipes.granted_cpus import cgroup_levels
+
 PERIOD_US = 100_000  # the kernel's default, and Kubernetes' and Docker's
 TOP = Path("/sys/fs/cgroup")
 ENTER = 'echo $$ > "$0" && exec "$@"'
@@ -30,8 +32,8 @@ def cpu_group(quota: float) -> Iterator[list[str]]:
         if "cpu" not in _words(TOP / "cgroup.subtree_control"):
             (TOP / "cgroup.subtree_control").write_text("+cpu")
         group, settings = TOP, {"cpu.max": f"{quota_us} {PERIOD_US}"}
-    elif (TOP / "cpu" / "tasks").exists():
-        group = TOP / "cpu"
+    elif own := cgroup_levels("cpu"):
+        group = own[0]
         settings = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(quota_us)}
     else:
         raise OSError("no hierarchy of control groups for CPUs is mounted")

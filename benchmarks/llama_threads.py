@@ -28,7 +28,8 @@ from llm_recipes.cli import run_recipe
 
 TUNE = Path(__file__).resolve().parents[1] / "recipes" / "quantized" / "tune.py"
 GRANTED = (
-    "from llm_recipes.gguf.threads import *; t = granted_threads(); print(t.generate, t.prompt)"
+    "from llm_recipes.gguf.threads import *; cores = granted_cores(); "
+    "print(cores.generate, cores.prompt, cores.default)"
 )
 WORKS = ("generate", "prompt")
 
@@ -105,19 +106,20 @@ def scenarios(quotas: Sequence[float]) -> Iterator[Scenario]:
 def measure(
     scenario: Scenario, model: Path, tokens: dict[str, int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Tune there, then measure each number of threads in turn; one row for each kind of work."""
-    granted = dict(zip(WORKS, granted_there(scenario), strict=True))
+    """Tune there, then measure each number of threads in turn; one row for each kind of work.
+
+    What chose the same number is the same: it is measured once.
+    """
+    generate, prompt, default = granted_there(scenario)
+    granted = {"generate": generate, "prompt": prompt}
     tuned = tuned_there(scenario, model)
     rows = []
     for work in WORKS:
-        ways: dict[str, int | None] = {"default": None, "granted": granted[work]}
-        ways["tuned"] = tuned[work]
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        threads = {}
+        threads = {"default": default, "granted": granted[work], "tuned": tuned[work]}
+        rates: dict[int, list[float]] = {count: [] for count in threads.values()}
         for _ in range(rounds):
-            for name, count in ways.items():
-                rate, threads[name] = bench(scenario, model, work, tokens[work], count)
-                rates[name].append(rate)
+            for count, found in rates.items():
+                found.append(bench(scenario, model, work, tokens[work], count))
         rows.append(
             {
                 "scenario": scenario.name,
@@ -125,16 +127,20 @@ def measure(
                 "emulated": scenario.emulated,
                 "work": work,
                 "threads": threads,
-                "tokens_per_s": {name: statistics.median(found) for name, found in rates.items()},
-                "ratio": {name: ratio(found, rates["default"]) for name, found in rates.items()},
-                "all_tokens_per_s": rates,
+                "tokens_per_s": {
+                    name: statistics.median(rates[count]) for name, count in threads.items()
+                },
+                "ratio": {
+                    name: ratio(rates[count], rates[default]) for name, count in threads.items()
+                },
+                "all_tokens_per_s": {str(count): found for count, found in rates.items()},
             }
         )
     return rows
 
 
 def granted_there(scenario: Scenario) -> list[int]:
-    """Threads that we choose without measuring."""
+    """Threads that we choose without measuring, for each kind of work, and llama.cpp's default."""
     from llm_recipes.gguf.programs import run_program
 
     said = run_program([*scenario.enter, sys.executable, "-c", GRANTED], env=recipe_environment())
@@ -154,20 +160,14 @@ def tuned_there(scenario: Scenario, model: Path) -> dict[str, int]:
     return {"generate": found["threads"], "prompt": found["prompt_threads"]}
 
 
-def bench(
-    scenario: Scenario, model: Path, work: str, tokens: int, threads: int | None
-) -> tuple[float, int]:
-    """Tokens a second by llama-bench, and the threads that it used; None: as many as it likes."""
+def bench(scenario: Scenario, model: Path, work: str, tokens: int, threads: int) -> float:
+    """Tokens a second by llama-bench."""
     from llm_recipes.gguf.programs import run_program
 
+    counts = (0, tokens) if work == "generate" else (tokens, 0)
     command = [*scenario.enter, "llama-bench", "-m", str(model), "-o", "jsonl", "-r", "1"]
-    command += ["-ngl", "0", "-dev", "none"]
-    command += (
-        ["-n", str(tokens), "-p", "0"] if work == "generate" else ["-p", str(tokens), "-n", "0"]
-    )
-    command += [] if threads is None else ["-t", str(threads)]
-    row = json.loads(run_program(command))
-    return float(row["avg_ts"]), int(row["n_threads"])
+    command += ["-p", str(counts[0]), "-n", str(counts[1]), "-t", str(threads)]
+    return float(json.loads(run_program([*command, "-ngl", "0", "-dev", "none"]))["avg_ts"])
 
 
 def recipe_environment() -> dict[str, str]:

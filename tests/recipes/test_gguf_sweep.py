@@ -129,6 +129,14 @@ def test_a_gain_must_be_there_in_every_round(tmp_path: Path) -> None:
     assert found.best == plan.default
 
 
+def test_a_gain_must_be_more_than_noise(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, {0, 1}, cores=2)
+    noisy = iter([10, 9.9, 10, 10.6, 14, 13, 13, 13.9])  # the default: 10, 13, 13
+    assert sweep(plan, lambda setting, tokens: next(noisy), 32, 3).best == plan.default
+    calm = iter([10, 9.9, 10, 10.6, 10.8, 10.1, 10.1, 10.7])
+    assert sweep(plan, lambda setting, tokens: next(calm), 32, 3).best == Setting(1)
+
+
 def test_rounds_go_back_and_forth(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, {0, 1}, cores=2)
     asked: list[tuple[int, int]] = []

@@ -6,7 +6,8 @@
 First a look with few tokens at the default and the granted cores, then at fewer threads, and at
 more, each way until it gets worse. What came close is measured in rounds, each of them once a
 round and every other round backwards, so that a machine that slows down decides nothing. Another
-setting than the default must win every round, and by two percent on the median.
+setting than the default must win every round, and on the median by two percent, or by half of what
+the default's own rounds differ.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ def decide(finalists: list[Tried], plan: Plan) -> tuple[Setting, str]:
 
 
 def _beats(one: Tried, reference: Tried) -> bool:
-    return against(one, reference) >= GAIN and min(_ratios(one, reference)) > 1
+    noise = (max(reference.rates) - min(reference.rates)) / reference.rate / 2
+    return against(one, reference) >= max(GAIN, 1 + noise) and min(_ratios(one, reference)) > 1
 
 
 def _ratios(one: Tried, reference: Tried) -> list[float]:
