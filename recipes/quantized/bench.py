@@ -115,14 +115,10 @@ def check(config: dict[str, Any]) -> Job:
         LLMError, ExceptionGroup: All faults together.
     """
     from llm_recipes.gguf.bench_options import axes_of, check_number, gpu_faults, option_faults
-    from llm_recipes.gguf.bench_plan import (
-        hosts_with_devices,
-        list_gpus,
-        llama_version,
-        rpc_endpoints,
-    )
+    from llm_recipes.gguf.bench_plan import list_gpus, llama_version, rpc_endpoints
     from llm_recipes.gguf.bench_points import Machine, combinations, read_models
     from llm_recipes.gguf.bench_runs import Bench
+    from llm_recipes.gguf.remote_hosts import known_hosts
     from llm_recipes.gguf.threads import granted_cores
 
     faults = option_faults(config)
@@ -134,7 +130,7 @@ def check(config: dict[str, Any]) -> Job:
     cores, version = granted_cores(), llama_version()
     gpus = list_gpus(endpoints)
     raise_all(gpu_faults(config, len(gpus)))
-    hosts = hosts_with_devices(gpus)
+    hosts = known_hosts()
     machine = Machine(gpus, config["shares"] or "", len(endpoints), hosts)
     granted = (cores.generate, cores.prompt)
     points = combinations(models, axes_of(config, granted), machine)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,13 @@ from conftest import RECIPES, recipe_environment
 
 from llm_recipes import stop_signals
 from llm_recipes.cli import run_recipe
-from llm_recipes.gguf import bench_results
+from llm_recipes.errors import LLMError
+from llm_recipes.gguf import bench_results, bench_runs
+from llm_recipes.gguf.bench_points import Measurement, Point, Setting, read_models
+from llm_recipes.gguf.bench_runs import Bench
+from llm_recipes.gguf.remote_hosts import RemoteHost
+from llm_recipes.gguf.rpc import started_server
+from llm_recipes.gguf.threads import granted_cores
 
 SCRIPT = RECIPES / "quantized" / "bench.py"
 NAME = "it's; a $HOME bench ü"
@@ -339,6 +346,39 @@ def test_workers_of_other_hosts(
     assert "an RPC worker does not answer: 127.0.0.1:1" in err and "Failed to connect" in err
 
 
+def test_hosts_are_asked_whether_they_hold_the_layers(
+    stub: Path, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = RemoteHost(
+        name="n2",
+        endpoint="127.0.0.1:1",
+        offers=("CPU",),
+        free_bytes=(10**9,),
+        threads=1,
+        memory_bytes=10**9,
+        resident_bytes=0,
+    )
+    bench = Bench(tmp_path, "version: 1", 1, granted_cores(), (host.endpoint,), (host,))
+    (model,) = read_models([str(tiny_gguf)])
+    test = Measurement(new=4)
+    point = Point(model, Setting(threads=1, gpu_layers=3, hosts=1), (test,))
+    asked: list[object] = []
+    monkeypatch.setattr(bench_runs, "verify_layers", lambda *facts: asked.append(facts))
+    found: list[bench_results.Result] = []
+    for number in (1, 2):
+        bench_runs.measure(bench, point, [test], number, found)
+    assert asked == [((host,), {}, {"RPC0[127.0.0.1:1]": 1572864})]
+
+    def refuse(*facts: object) -> None:
+        raise LLMError("host n2 holds no layer of the model")
+
+    monkeypatch.setattr(bench_runs, "verify_layers", refuse)
+    other = replace(point, setting=replace(point.setting, threads=2))
+    bench_runs.measure(bench, other, [test], 1, found)
+    assert [result.status for result in found] == ["done", "done", "failed"]
+    assert found[-1].note == "host n2 holds no layer of the model"
+
+
 def test_a_job_that_ends(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = tmp_path / "stop"
     monkeypatch.setenv("LLM_STOP_FILE", str(stop))
@@ -464,3 +504,20 @@ def test_the_real_llama_bench_says_why_it_fails(
     assert measure_really(recipe, tmp_path, broken, "--rounds", 1) == 1
     out = capsys.readouterr().out
     assert "error loading model: check_tensor_dims: tensor 'blk.1.ffn_up.weight' not found" in out
+
+
+def test_a_real_worker_holds_the_layers(
+    recipe: ModuleType, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--new-tokens", 4, "--rounds", 1, "--gpu-layers", "all"]
+    with started_server("127.0.0.1", 1) as server:
+        monkeypatch.setenv("LLM_RPC_ENDPOINTS", server.endpoint)
+        assert measure_really(recipe, tmp_path, tiny_gguf, *options) == 0
+    (one, *_) = found = lines(tmp_path)
+    assert [row["status"] for row in found] == ["done", "done"]
+    assert one["setting"]["hosts"] == 1 and one["setting"]["gpu_layers"] == 3
+    # All but the embeddings, which stay.
+    there = sum(size for name, size in one["buffers"].items() if name.startswith("RPC0"))
+    assert there > 0.5 * one["model"]["bytes"]
+    # The worker has gone: nothing is measured on this host in its place.
+    assert measure_really(recipe, tmp_path, tiny_gguf, *options) == 2

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from llm_recipes.device import data_sheet
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.bench_points import Measurement, Point, bytes_read
 from llm_recipes.gguf.engine import Device
 from llm_recipes.gguf.programs import run_program
-from llm_recipes.gguf.remote_hosts import ENDPOINTS, RemoteHost, known_hosts, rpc_option
+from llm_recipes.gguf.remote_hosts import ENDPOINTS, rpc_option
 
 MIB = 1 << 20
 # Rough rates, only to say beforehand whether it is minutes or hours.
@@ -60,21 +59,6 @@ def list_gpus(endpoints: Sequence[str]) -> tuple[Device, ...]:
         for name, words, total, free in found
         if not name.startswith("BLAS")
     )
-
-
-def hosts_with_devices(gpus: Sequence[Device]) -> tuple[RemoteHost, ...]:
-    """The hosts that `--hosts` started, with their devices of those that llama-bench lists.
-
-    They are not connected from here: a worker takes one client at a time, which is llama-bench.
-    """
-    names = {gpu.name: gpu for gpu in gpus}
-    hosts, first = [], 0
-    for host in known_hosts():
-        last = first + len(host.offers)
-        found = [names.get(f"RPC{number}") for number in range(first, last)]
-        hosts.append(replace(host, devices=tuple(device for device in found if device)))
-        first = last
-    return tuple(hosts)
 
 
 def llama_version() -> str:

@@ -40,7 +40,7 @@ MEMORY_WORDS = re.compile(
     r"|failed to allocate (?!host buffer)",
     re.IGNORECASE,
 )
-KILLED = "SIGKILL"
+PROGRAM, KILLED = "llama-bench", "SIGKILL"
 # Lines of the log that sound like errors and are none.
 HARMLESS = re.compile(
     r"failed to allocate graph, reserving|cannot be used with preferred|set_abort_callback"
@@ -214,7 +214,7 @@ def command(
         options["--numa"] = bench.cores.numa
     rpc = ["--rpc", ",".join(bench.endpoints)] if bench.endpoints else []
     pairs = [word for pair in options.items() for word in pair]
-    return ["llama-bench", *rpc, "--verbose", "--progress", *pairs]
+    return [PROGRAM, *rpc, "--verbose", "--progress", *pairs]
 
 
 @contextlib.contextmanager
@@ -279,8 +279,8 @@ def failure(fault: LLMError, said: Said) -> tuple[str, str]:
     if KILLED in fault.what:
         return NO_MEMORY, "killed (signal 9), as when the host's memory runs out"
     # llama-bench shows its whole log, in which error_of alone would find the wrong line.
-    why = error_of(list(said.rest)) if said.rest else fault.why
-    return FAILED, printable(f"{fault.what}: {why}")
+    why = error_of(list(said.rest)) if said.rest and fault.what.startswith(PROGRAM) else fault.why
+    return FAILED, printable(f"{fault.what}: {why}" if why else fault.what)
 
 
 def printable(text: str) -> str:
