@@ -12,6 +12,7 @@ the folder it was made of. Answers are kept with --cache: a run that was stopped
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -97,7 +98,6 @@ def evaluate(
         status = run_on_hosts()
         if status is not None:
             return status
-    quiet_harness()
     from llm_recipes.gguf.file import read_gguf
     from llm_recipes.harness_tasks import load_tasks
     from llm_recipes.record import start_record
@@ -105,15 +105,20 @@ def evaluate(
     file = read_gguf(model)
     manager, loaded = load_tasks(split_names(tasks), include_path)
     record = start_record(RECIPE, settings, device_names())
+    ending = "failed"
     try:
         results = run(file, settings, manager, loaded, record)
         print_tables(results)
         if output is not None:
             keep(output.expanduser(), results, record)
     except (KeyboardInterrupt, Terminated):
+        ending = "interrupted"
         if cache is not None:
-            say(f"the answers so far are kept in {cache}: the same command goes on")
+            say(f"the answers so far are kept in {cache}*: the same command goes on")
         raise
+    finally:
+        if output is not None and record["status"] != "complete":
+            record_unfinished(output.expanduser(), record, ending)
     return 0
 
 
@@ -143,6 +148,9 @@ def option_faults(settings: dict[str, Any]) -> list[LLMError]:
         elif not output.parent.is_dir():
             fix = f"mkdir -p {output.parent}"
             faults.append(LLMError(f"cannot write {output}", "its folder does not exist", fix))
+        elif not os.access(output.parent, os.W_OK):
+            fix = "choose another place with --output"
+            faults.append(LLMError(f"cannot write {output}", "its folder is closed to you", fix))
     return faults
 
 
@@ -155,10 +163,13 @@ def split_names(tasks: Sequence[str]) -> list[str]:
 
 
 def quiet_harness() -> None:
-    """Bars of lm-eval and datasets fill a job's log line by line; nothing phones home."""
+    """Bars of lm-eval and datasets fill a job's log line by line; nothing phones home.
+
+    Before anything else is imported: tqdm looks at its variable only then.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -268,10 +279,23 @@ def keep(output: Path, results: dict[str, Any], record: dict[str, Any]) -> None:
     say(f"results in {output}")
 
 
+def record_unfinished(output: Path, record: dict[str, Any], status: str) -> None:
+    """Write the record of a run that did not get to its end, unless older results have theirs."""
+    from llm_recipes.record import record_path, write_record
+
+    if output.exists():
+        return
+    try:
+        write_record(record_path(output), record, status)
+    except LLMError as fault:  # it must not hide what ended the run
+        say(str(fault))
+
+
 def say(text: str) -> None:
     """Tell the user something."""
     print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    quiet_harness()
     run_recipe(evaluate)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,39 @@ def test_the_recipe(
     assert "\r" not in done.stderr and "Traceback" not in done.stderr
     again = lm(*command)
     assert again.returncode == 2 and "is there already" in again.stderr
+
+
+def test_a_run_that_is_terminated(tiny_gguf: Path, tmp_path: Path) -> None:
+    write_task(
+        tmp_path / "long.yaml",
+        [{"prompt": f"Number {number}", "answer": ""} for number in range(2000)],
+        task="long",
+        output_type="generate_until",
+        doc_to_text="{{prompt}}",
+        doc_to_target="answer",
+        generation_kwargs={"until": [], "max_gen_toks": 200},
+        metric_list=[{"metric": "exact_match"}],
+    )
+    output = tmp_path / "results.json"
+    command = ["--model", tiny_gguf, "--tasks", tmp_path / "long.yaml", "--output", output]
+    running = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, command), "--cache", str(tmp_path / "answers")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=recipe_environment(),
+    )
+    assert running.stderr is not None
+    said = running.stderr.readline()
+    assert said.startswith("loading")
+    time.sleep(1)
+    running.terminate()
+    _, rest = running.communicate(timeout=60)
+    assert running.returncode == 143, rest
+    assert "the same command goes on" in rest and "Traceback" not in rest
+    assert not output.exists()
+    record = json.loads((tmp_path / "results.json.run.json").read_text())
+    assert record["status"] == "interrupted"
 
 
 def test_answers_in_a_cache_are_not_made_again(
