@@ -38,7 +38,7 @@ CHAT_TOKENS = 8192  # room for a conversation, where the model has been trained 
 # Settings that change no answer beyond rounding: a run may be continued with others.
 FREE_TO_CHANGE = frozenset(
     {"model", "prompt", "prompts", "chat", "output", "overwrite", "stream", "parallel"}
-    | {"gpu_layers", "split", "shares", "flash_attention", "context", "threads", "prompt_threads"}
+    | {"gpu_layers", "split", "shares", "flash_attention", "threads", "prompt_threads"}
     | {"load_mode", "hosts", "measure_peak"}
 )
 
