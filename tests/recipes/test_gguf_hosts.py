@@ -21,8 +21,15 @@ from conftest import RECIPES, convert, make_model, recipe_environment
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import remote_hosts, rpc
 from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, admit, introduce
+from llm_recipes.gguf.file import read_gguf
 from llm_recipes.gguf.hosts import Meeting, read_meeting
-from llm_recipes.gguf.remote_hosts import RemoteHost, share_layers, verify_layers
+from llm_recipes.gguf.model import ContextSettings
+from llm_recipes.gguf.remote_hosts import (
+    RemoteHost,
+    place_on_hosts,
+    share_layers,
+    verify_layers,
+)
 from llm_recipes.gguf.server_address import free_port
 
 WAITS = [str(Path(__file__).with_name("hosts_recipe.py"))]
@@ -425,3 +432,30 @@ def test_a_server_killed_on_the_way_is_named(tmp_path: Path, six_layers: Path) -
         party.end()
     assert "has left the run" in party.said()
     assert "ggml-rpc-server was killed, as when memory runs out" in party.said()
+
+
+def lender(name: str, offers: tuple[str, ...], memory: int) -> RemoteHost:
+    return RemoteHost(name, f"{name}:1", offers, (memory,) * len(offers), 2, memory, 0)
+
+
+def test_layers_are_placed_by_memory_and_gpus(
+    six_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, room = read_gguf(six_layers), ContextSettings(tokens=256)
+    monkeypatch.setattr(remote_hosts, "free_host_bytes", lambda: 4 * 10**9)
+    cpus = [lender("n2", ("CPU",), 4 * 10**9), lender("n3", ("CPU",), 4 * 10**9)]
+    placed = place_on_hosts(cpus, file, room)
+    assert placed.devices == ("RPC0", "RPC1") and placed.gpu_layers == sum(placed.shares)
+    assert 4 <= placed.gpu_layers <= 5 and min(placed.shares) >= 2
+    # With GPUs anywhere nothing stays on a CPU, and each GPU of a host is a device.
+    gpus = [lender("n2", ("CUDA0", "CUDA1"), 4 * 10**9), cpus[1]]
+    placed = place_on_hosts(gpus, file, room)
+    assert placed.gpu_layers == 7 and placed.devices == ("RPC0", "RPC1", "RPC2")
+    assert place_on_hosts(cpus, file, room, 3, (2, 1)).shares == (2, 1)
+    with pytest.raises(LLMError, match="--shares has 3 numbers for 2 devices") as found:
+        place_on_hosts(cpus, file, room, "auto", (1, 1, 1))
+    assert "n2, n3" in found.value.why
+    full = [cpus[0], lender("n3", ("CPU",), 10**6)]
+    with pytest.raises(LLMError, match="does not fit on these hosts") as found:
+        place_on_hosts(full, file, room)
+    assert "n3 needs" in found.value.why and "n2 needs" not in found.value.why
