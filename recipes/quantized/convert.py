@@ -6,7 +6,7 @@
 What llama.cpp can't convert is found before the weights are read, all of it at once: architecture,
 tokenizer, quantized or damaged weights, room on the disk. Before that as well, the GGUF's tokenizer
 has to make the tokens that transformers' makes. Afterwards both models read a text, and the
-likeliest next token has to be the same for 99 % of its tokens (Q8_0: 95 %).
+likeliest next token has to be the same for 99 % of its tokens (Q8_0: 95 %), near ties aside.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def convert(
     type: Literal["auto", "f16", "bf16", "f32", "q8_0"] = "auto",
     overwrite: bool = False,
     check_tokens: int = 512,
-    check_text: Path | None = None,
+    check_text: str = "python",
     accept_differences: bool = False,
     pre_tokenizer: str | None = None,
     trust_remote_code: bool = False,
@@ -72,7 +72,7 @@ def convert(
         type: Of the matrices; auto: as the model's files have them. Vectors are always f32.
         overwrite: Convert although the output is there, and replace it.
         check_tokens: Tokens of a text of which GGUF and transformers must agree; 0 is off.
-        check_text: That text, a file in UTF-8; null: a part of Python's manual.
+        check_text: That text, a file in UTF-8; python: a part of Python's manual.
         accept_differences: Keep a GGUF whose tokens or answers differ.
         pre_tokenizer: llama.cpp's name of how a BPE tokenizer splits text, such as qwen2, for one
             that it does not recognize; null: it has to.
@@ -124,14 +124,13 @@ def check_text_of(settings: dict[str, Any]) -> str:
         LLMError: If there is no such text.
     """
     from llm_recipes.gguf.agreement import default_text
-    from llm_recipes.gguf.evaluation_text import read_text
+    from llm_recipes.gguf.evaluation_text import PYTHON, read_text
 
     if not settings["check_tokens"]:
         return ""
-    if settings["check_text"] is None:
+    if settings["check_text"] == PYTHON:
         return default_text(characters=10 * settings["check_tokens"])
-    path = settings["check_text"].expanduser().absolute()
-    return read_text(str(path), held_out=False).content
+    return read_text(settings["check_text"], held_out=False).content
 
 
 def make_plan(settings: dict[str, Any]) -> Plan:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import agreement
 from llm_recipes.gguf.agreement import (
     EDGE_TEXTS,
     PLAIN_TEXTS,
+    Reference,
     compare_scores,
     special_token_differences,
     tokenizer_differences,
@@ -35,6 +37,11 @@ def tokenizer(tiny_hf: Path) -> Any:
 
 def scores(logprobs: list[float], best: list[int]) -> list[Scores]:
     return [Scores(np.array(logprobs), np.array(best, np.int32))]
+
+
+def reference(logprobs: list[float], *ties: int) -> list[Reference]:
+    """What transformers says; of each token the same ones are likeliest."""
+    return [Reference(np.array(logprobs), np.array([ties] * len(logprobs), np.int32))]
 
 
 def test_the_same_tokens(tokenizer: Any, tiny_gguf: Path) -> None:
@@ -112,18 +119,30 @@ def test_a_text_is_cut_into_windows(tokenizer: Any) -> None:
 
 
 def test_agreement_is_a_share_of_tokens() -> None:
-    wanted = scores([-1.0] * 200, [3] * 200)
+    wanted = reference([-1.0] * 200, 3, 3)
     found = compare_scores(scores([-1.5] * 200, [3] * 198 + [4, 4]), wanted, "f16")
-    assert found.holds and found.same_top == 0.99
+    assert found.holds and found.same_top == found.same_but_ties == 0.99
     assert found.logprob_difference == pytest.approx(0.5)
     assert found.perplexity == pytest.approx(math.exp(1.5))
     lower = scores([-1.0] * 200, [3] * 197 + [4, 4, 4])
     assert not compare_scores(lower, wanted, "bf16").holds
     assert compare_scores(lower, wanted, "q8_0").holds
+    tied = compare_scores(lower, reference([-1.0] * 200, 3, 4), "bf16")
+    assert tied.holds and (tied.same_top, tied.same_but_ties) == (0.985, 1.0)
+
+
+def test_near_ties() -> None:
+    logits = torch.tensor([[0.0, 5.0, 4.96, 4.94, 5.0001], [9.0, 1.0, 1.0, 1.0, 1.0]])
+    found = agreement._reference(torch.cat([logits, logits[:1]]), torch.tensor([0, 3, 0]))
+    assert set(found.ties[0]) == {1, 2, 4} and found.ties[0][0] == 4
+    assert set(found.ties[1]) == {0}
+    assert found.logprobs == pytest.approx(
+        [float(logits[0].log_softmax(0)[3]), float(logits[1].log_softmax(0)[0])], rel=1e-4
+    )
 
 
 def test_what_computes_no_numbers_does_not_agree() -> None:
-    found = compare_scores(scores([math.nan] * 4, [0] * 4), scores([-1.0] * 4, [0] * 4), "f16")
+    found = compare_scores(scores([math.nan] * 4, [0] * 4), reference([-1.0] * 4, 0), "f16")
     assert not found.holds
     assert found.as_record()["perplexity"] is None
 

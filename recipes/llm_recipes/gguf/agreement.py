@@ -24,7 +24,7 @@ from llm_recipes.architecture import quiet, read_json
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.file import GgufFile, read_gguf
 from llm_recipes.gguf.model import ContextSettings, GgufModel
-from llm_recipes.gguf.scoring import Scores, score
+from llm_recipes.gguf.scoring import Numbers, Scores, score
 from llm_recipes.host_memory import free_host_bytes
 from llm_recipes.merging import logits_in_fp32
 from llm_recipes.models import loading
@@ -32,9 +32,12 @@ from llm_recipes.models import loading
 WINDOW = 512  # tokens that are seen at once, at most: more need memory and tell nothing new
 FEWEST_TOKENS = 16
 ROWS = 64  # of logits that are worked on at once
-# The share of tokens for which both models must find the same one likeliest. In 16 bits only near
-# ties turn: llama.cpp rounds activations to the weights' type. Q8_0 also rounds every weight, to
-# 1/127 of its block's largest.
+# Tokens that are nearly as likely as the likeliest: rounding decides which of them is first, often
+# in a model that has learned nothing. 0.05 nats are 5 % of a probability.
+NEAR_TIE, TIES = 0.05, 8
+# The share of tokens for which both models must find the same one likeliest, but for near ties.
+# With weights of 16 bits llama.cpp also rounds what they are multiplied with to their type; Q8_0
+# rounds every weight to 1/127 of its block's largest.
 LIMITS = {"f32": 0.99, "f16": 0.99, "bf16": 0.99, "q8_0": 0.95}
 
 # What every text is made of: a tokenizer that differs here is another one.
@@ -88,17 +91,31 @@ class Difference:
         return f"{self.kind}: {text!r} is {here} from token {place} on, and {there} in the GGUF"
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What transformers says of a text's tokens from the second on.
+
+    logprobs: natural logarithm of each token's probability [n]. ties: the likeliest token at each
+    of these places and those nearly as likely, filled up with the first [n, TIES].
+    """
+
+    logprobs: Numbers
+    ties: Numbers
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How a GGUF's answers compare with those of transformers in fp32.
 
-    tokens: compared. same_top: share with the same likeliest token. logprob_difference: mean
-    absolute difference of the text's tokens' log-probabilities, in nats. perplexity,
-    transformers_perplexity: of the text. limit: the smallest same_top that is taken.
+    tokens: compared. same_top: share with the same likeliest token. same_but_ties: share for which
+    the GGUF's likeliest is transformers' or nearly as likely. logprob_difference: mean absolute
+    difference of the text's tokens' log-probabilities, in nats. perplexity,
+    transformers_perplexity: of the text. limit: the smallest same_but_ties that is taken.
     """
 
     tokens: int
     same_top: float
+    same_but_ties: float
     logprob_difference: float
     perplexity: float
     transformers_perplexity: float
@@ -107,7 +124,7 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether they agree; not if one of them computes no numbers."""
-        return self.same_top >= self.limit and math.isfinite(self.logprob_difference)
+        return self.same_but_ties >= self.limit and math.isfinite(self.logprob_difference)
 
     def as_record(self) -> dict[str, float | int | None]:
         """The figures, for the run record; JSON has no NaN."""
@@ -117,8 +134,9 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"the likeliest token is the same for {self.same_top:.2%} of {self.tokens} tokens, "
-            f"log-probabilities differ by {self.logprob_difference:.2g} on average, perplexity "
+            f"the likeliest token is the same for {self.same_top:.2%} of {self.tokens} tokens "
+            f"({self.same_but_ties:.2%} but for near ties), log-probabilities differ by "
+            f"{self.logprob_difference:.2g} on average, perplexity "
             f"{self.perplexity:.4g} (transformers in fp32: {self.transformers_perplexity:.4g})"
         )
 
@@ -225,7 +243,7 @@ def default_text(characters: int) -> str:
 
 def transformers_scores(
     folder: Path, dtype: torch.dtype, windows: Iterable[Sequence[int]]
-) -> list[Scores]:
+) -> list[Reference]:
     """What transformers says of each text's tokens from the second on, computed in fp32 on the CPU.
 
     The weights stay in their own type; those of a module at a time are in fp32.
@@ -246,7 +264,7 @@ def transformers_scores(
         ).eval()
     try:
         texts = [torch.tensor(list(ids)) for ids in windows]
-        return [_scores_of(logits_in_fp32(model, text[None]), text) for text in texts]
+        return [_reference(logits_in_fp32(model, text[None]), text) for text in texts]
     finally:
         del model
         gc.collect()  # the GGUF may need the memory
@@ -269,7 +287,7 @@ def gguf_scores(path: Path, windows: Sequence[Sequence[int]], threads: int) -> l
         return [score(context, ids) for ids in windows]
 
 
-def compare_scores(found: Sequence[Scores], wanted: Sequence[Scores], kind: str) -> Agreement:
+def compare_scores(found: Sequence[Scores], wanted: Sequence[Reference], kind: str) -> Agreement:
     """Compare a GGUF's scores of texts with those of transformers.
 
     Args:
@@ -277,12 +295,14 @@ def compare_scores(found: Sequence[Scores], wanted: Sequence[Scores], kind: str)
         wanted: Of transformers, of the same texts.
         kind: The GGUF's type: f32, f16, bf16 or q8_0.
     """
-    logprobs = [np.concatenate([scores.logprobs for scores in side]) for side in (found, wanted)]
-    best = [np.concatenate([scores.best for scores in side]) for side in (found, wanted)]
+    logprobs = [np.concatenate([part.logprobs for part in side]) for side in (found, wanted)]
+    best = np.concatenate([scores.best for scores in found])
+    ties = np.concatenate([reference.ties for reference in wanted])
     with np.errstate(all="ignore"):  # what is no number is said, not warned of
         return Agreement(
-            tokens=len(best[0]),
-            same_top=float(np.mean(best[0] == best[1])),
+            tokens=len(best),
+            same_top=float(np.mean(best == ties[:, 0])),
+            same_but_ties=float(np.mean((best[:, None] == ties).any(axis=1))),
             logprob_difference=float(np.mean(np.abs(logprobs[0] - logprobs[1]))),
             perplexity=float(np.exp(-logprobs[0].mean())),
             transformers_perplexity=float(np.exp(-logprobs[1].mean())),
@@ -306,13 +326,14 @@ def memory_lacking(weights: int, file: GgufFile) -> str:
     return f"it takes {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
 
 
-def _scores_of(logits: torch.Tensor, ids: torch.Tensor) -> Scores:
+def _reference(logits: torch.Tensor, ids: torch.Tensor) -> Reference:
     """Scores of `ids[1:]` by the logits [tokens, vocabulary] after each token of `ids`."""
     tokens = ids[1:]
-    logprobs, best = [], []
+    logprobs, ties = [], []
     for start in range(0, len(tokens), ROWS):
-        rows = logits[start : min(start + ROWS, len(tokens))]
-        chosen = tokens[start : start + ROWS, None]
-        logprobs.append(rows.double().log_softmax(-1).gather(1, chosen)[:, 0])
-        best.append(rows.argmax(-1))
-    return Scores(torch.cat(logprobs).numpy(), torch.cat(best).to(torch.int32).numpy())
+        rows = logits[start : min(start + ROWS, len(tokens))].double().log_softmax(-1)
+        logprobs.append(rows.gather(1, tokens[start : start + ROWS, None])[:, 0])
+        values, likeliest = rows.topk(min(TIES, rows.shape[1]))
+        near = values >= values[:, :1] - NEAR_TIE
+        ties.append(torch.where(near, likeliest, likeliest[:, :1]))
+    return Reference(torch.cat(logprobs).numpy(), torch.cat(ties).to(torch.int32).numpy())

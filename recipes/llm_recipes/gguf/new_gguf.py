@@ -94,7 +94,7 @@ def finish(partial: Path, path: Path, record: dict[str, Any], status: str = "com
     Raises:
         LLMError: If that fails; an older file of this name is then unchanged.
     """
-    record["output_digest"] = gguf_digest(read_gguf(partial))
+    record["output_digest"] = record["model"]["digest"] = gguf_digest(read_gguf(partial))
     # The record first: a file that lacks it could not be told from somebody else's.
     write_record(record_path(path), record, status)
     try:
