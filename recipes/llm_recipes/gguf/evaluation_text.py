@@ -10,6 +10,7 @@ about programming: what a model is worth for another language or subject, a text
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,16 @@ def read_text(source: str, held_out: bool) -> Text:
     if not content.strip():
         raise LLMError(f"{path} is empty", fix=fix)
     return make_text(path.name, content)
+
+
+@functools.cache
+def _documentation() -> dict[bool, Text]:
+    """Python's documentation, by whether it is the part that is held out; takes seconds."""
+    from llm_recipes.tiny_corpus import natural_documents, split_documents
+
+    training, held_out = split_documents(natural_documents())
+    parts = {True: held_out, False: training}
+    return {held: make_text(NAMES[held], "\n\n".join(texts)) for held, texts in parts.items()}
 
 
 def make_text(name: str, content: str) -> Text:

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError, faults_of, raise_all
-from llm_recipes.gguf.evaluation_text import Text, count_tokens, length_faults, make_text, read_text
+from llm_recipes.gguf.evaluation_text import (
+    PYTHON,
+    Text,
+    count_tokens,
+    length_faults,
+    make_text,
+    read_text,
+)
 from llm_recipes.gguf.file import GgufFile, gguf_digest, read_gguf
 from llm_recipes.gguf.importance import (
     Engine,
@@ -97,14 +104,16 @@ def make_plan(settings: dict[str, Any]) -> Plan:
 
     faults += option_faults(o)
     look("source", lambda: read_gguf(o["model"]))
-    if o["importance_text"] is not None:
-        look("importance", lambda: read_text(o["importance_text"], held_out=False))
-    if o["quality"]:
-        look("evaluation", lambda: read_text(o["evaluate_text"], held_out=True))
+    for name, path in texts_of(o).items():
+        if path != PYTHON:
+            look(name, partial(read_text, path, name == "evaluation"))
     raise_all(faults)
     source: GgufFile = found["source"]
     output = Path(o["output"]).expanduser().absolute()
     raise_all(source_faults(source, o["allow_requantize"]))
+    for name, path in texts_of(o).items():
+        if path == PYTHON:  # nothing is wrong with it, and collecting it takes seconds
+            found[name] = read_text(path, name == "evaluation")
     context = piece_size(source)
     look("texts", lambda: count_texts(found, source, context, o["chunks"]))
     look("engine", lambda: choose_engine(o, source, context))
@@ -126,6 +135,13 @@ def make_plan(settings: dict[str, Any]) -> Plan:
         targets,
         states_of(targets, o["overwrite"]),
     )
+
+
+def texts_of(o: Mapping[str, Any]) -> dict[str, str]:
+    """What the texts are called that are to be read."""
+    named = {"importance": o["importance_text"]}
+    named["evaluation"] = o["evaluate_text"] if o["quality"] else None
+    return {name: path for name, path in named.items() if path is not None}
 
 
 def option_faults(o: Mapping[str, Any]) -> list[LLMError]:

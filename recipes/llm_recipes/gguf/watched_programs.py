@@ -22,6 +22,9 @@ from pathlib import Path
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.programs import ending, error_of, started_program
 
+KEPT_LINES = 100
+METADATA = "llama_model_loader: - "  # a model's values, in which any word may be
+
 
 @dataclass(frozen=True)
 class Command:
@@ -115,4 +118,5 @@ def _end(one: _Running, command: Command) -> None:
     if status != 0:
         name = Path(command.arguments[0]).name
         lines = "".join(one.text).replace("\r", "\n").splitlines()
-        raise LLMError(f"{name} {ending(status)}", error_of(lines[-60:]))
+        said = [line for line in lines[-KEPT_LINES:] if not line.startswith(METADATA)]
+        raise LLMError(f"{name} {ending(status)}", error_of(said))
