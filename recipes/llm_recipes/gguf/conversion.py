@@ -13,6 +13,7 @@ The converter's own classes are called, as its program does; its weights are rea
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import logging
@@ -97,6 +98,8 @@ class Draft:
                 tensor.tensor = None  # its memory is needed for the next ones
                 progress.advance()
             file.flush()
+            if file.tell() != self.file.bytes:  # the hole under it would hide that
+                raise OSError(errno.EIO, "other than the announced number of bytes was written")
             os.fsync(file.fileno())
             writer.close()
 
@@ -316,5 +319,5 @@ def _write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is None:  # numpy's, when fewer bytes were written than there are
-            error = OSError(28, "No space left on device")
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise write_fault(path, error) from error
