@@ -88,12 +88,16 @@ def choose_passages(models: Sequence[Model], text: Text, most: int, context: int
     import contextlib
 
     from llm_recipes.gguf.comparison import FEW, token_ids
-    from llm_recipes.gguf.evaluation_text import vocabulary_of
+    from llm_recipes.gguf.model import GgufModel
     from llm_recipes.gguf.passages import cut, fit, spread
 
     rooms = [min(context, model.file.context_length or context) for model in models]
     with contextlib.ExitStack() as opened:
-        tokenizers = [opened.enter_context(vocabulary_of(model.file)) for model in models]
+        loaded = [
+            opened.enter_context(GgufModel.load(model.file, vocabulary_only=True))
+            for model in models
+        ]
+        tokenizers = [model.tokenizer for model in loaded]  # those that scoring uses
 
         def fits(content: str) -> bool:
             pairs = zip(tokenizers, rooms, strict=True)

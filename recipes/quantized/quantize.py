@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 RECIPE = "quantized/quantize"
 JOB_BYTES = 1.5 * 2**30  # of memory that a job of llama-quantize takes at most
-GB = 1e9
 
 
 def quantize(
@@ -98,22 +97,22 @@ def quantize(
 
 def show_plan(plan: Plan) -> None:
     """Print what will be made, how large it is, and which tensors get other types."""
-    from llm_recipes.gguf.quality_table import gigabytes
+    from llm_recipes.gguf.quality_table import count_text, size_text
     from llm_recipes.gguf.quantizing import fallback_lines
     from llm_recipes.sweep_report import aligned
 
     source = plan.source
     say(
         f"{source.path}: {source.architecture}, {source.file_type},"
-        f" {source.parameters / GB:.3g} billion parameters, {gigabytes(source.bytes)} GB"
+        f" {count_text(source.parameters)} parameters, {size_text(source.bytes)}"
     )
-    lines = [["type", "GB", "bits a weight", "of the model", "state", ""]]
+    lines = [["type", "size", "bits a weight", "of the model", "state", ""]]
     for target in plan.targets:
         p = target.prediction
         share = f"{p.bytes / source.bytes:.0%}"
         state = plan.states[target.path]
         lines.append(
-            [target.name, gigabytes(p.bytes), f"{p.bits_per_weight:.2f}", share, state, ""]
+            [target.name, size_text(p.bytes), f"{p.bits_per_weight:.2f}", share, state, ""]
         )
     if plan.targets:
         say(aligned(lines))
@@ -168,6 +167,7 @@ def run(plan: Plan) -> int:
 def make_files(plan: Plan) -> None:
     """The importance matrix and the quantized files that are not there yet."""
     from llm_recipes.gguf.importance import copy_matrix, make_matrix
+    from llm_recipes.gguf.quality_table import size_text
     from llm_recipes.gguf.quantizing import other_types, quantize_all
     from llm_recipes.progress import Progress
     from llm_recipes.record import start_record
@@ -188,7 +188,7 @@ def make_files(plan: Plan) -> None:
         def done(target: Target, made: GgufFile) -> None:
             for line in other_types(target, made):
                 say(f"warning: {target.path.name}: {line}")
-            say(f"{target.path} ({made.bytes / GB:.3g} GB)")
+            say(f"{target.path} ({size_text(made.bytes)})")
 
         quantize_all(
             plan.source,
@@ -304,7 +304,7 @@ def notes_of(plan: Plan) -> list[str]:
         where = f"{plan.engine.gpu_layers} layers on GPUs" if plan.engine.gpu_layers else "no GPU"
         notes.append(
             "speed: a prompt of 512 tokens, 128 generated ones,"
-            f" {plan.engine.threads} threads, {where}, {device_of(plan)}"
+            f" --threads {plan.engine.threads}, {where}, {device_of(plan)}"
         )
     if plan.matrix is not None:
         notes.append(f"importance matrix: {plan.matrix.path.name}, of {plan.matrix.text or '?'}")

@@ -155,12 +155,12 @@ def test_intervals_hold_what_they_promise() -> None:
 def test_verdicts_in_words() -> None:
     better = verdict("small", "large", Difference(-0.03, -0.04, -0.02), 10**9, 102 * 10**7)
     assert better == (
-        "large is better than small at the same size (1.02 against 1 GB):"
+        "large is better than small at the same size (1.02 GB against 1 GB):"
         " 0.0300 ± 0.0100 bits per byte fewer (95 % interval -0.0400 to -0.0200)"
     )
     worse = verdict("a", "b", Difference(0.03, 0.02, 0.04), 2 * 10**9, 10**9)
     assert worse.startswith(
-        "b is worse than a and is 50% smaller (1 against 2 GB): 0.0300 ± 0.0100"
+        "b is worse than a and is 50% smaller (1 GB against 2 GB): 0.0300 ± 0.0100"
     )
     assert "bits per byte more" in worse
     unsure = verdict("a", "b", Difference(0.001, -0.01, 0.02), 10**9, 3 * 10**9)

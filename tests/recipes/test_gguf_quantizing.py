@@ -186,6 +186,16 @@ def test_without_a_matrix_sizes_are_as_predicted_too(source: GgufFile, tmp_path:
     assert sizes == [target.prediction.bytes for target in targets]
 
 
+def test_a_source_in_shards_is_predicted_as_a_whole(source: GgufFile, tmp_path: Path) -> None:
+    split = [program("llama-gguf-split"), "--split", "--split-max-tensors", "6"]
+    subprocess.run([*split, str(source.path), str(tmp_path / "x")], check=True, capture_output=True)
+    shards = read_gguf(tmp_path / "x-00001-of-00004.gguf")
+    assert len(shards.shards) == 4 and base_name(shards) == "x"
+    for name in ("Q8_0", "Q4_K_M"):
+        whole, parts = (predict(file, TYPES[name], QuantSettings()) for file in (source, shards))
+        assert parts.bytes == whole.bytes and parts.tensors == whole.tensors
+
+
 def test_settings_change_the_prediction_as_they_change_the_file(
     source: GgufFile, tmp_path: Path
 ) -> None:
@@ -255,6 +265,8 @@ def test_rows_that_do_not_divide_are_named(narrow: GgufFile) -> None:
     assert line.startswith("Q4_K_M: 3 of 5 tensors fall back to another type, 0.0171 MB more: ")
     assert "1 with rows of 288 get Q8_0 for Q6_K (output.weight)" in line
     assert fallback_lines([predict(narrow, TYPES["Q8_0"], QuantSettings())]) == []
+    [line] = fallback_lines([predict(narrow, TYPES["MXFP4_MOE"], QuantSettings())])
+    assert line == "MXFP4_MOE: no tensor of this model gets MXFP4, but F32, Q8_0"
 
 
 def test_the_matrix_is_of_its_text(matrix: Any, source: GgufFile, tmp_path: Path) -> None:

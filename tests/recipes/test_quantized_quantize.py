@@ -118,7 +118,7 @@ def test_files_table_and_record(measured: Path) -> None:
     assert [line["type"] for line in lines] == list(rows)
     assert float(lines[3]["kl_mean"]) == rows["Q2_K"]["quality"]["kl_mean"]
     shown = (measured / "stdout.txt").read_text().splitlines()
-    assert shown[0].split()[:3] == ["type", "bits", "GB"] and "same top %" in shown[0]
+    assert shown[0].split()[:3] == ["type", "bits", "MB"] and "same top %" in shown[0]
     assert shown[1].startswith("F16 (source)") and shown[4].startswith("Q2_K")
     assert (measured / "quality.md").read_text().count("\n| ") == 4
     assert (measured / "quality.png").read_bytes().startswith(b"\x89PNG")
@@ -299,7 +299,7 @@ def test_no_room_is_said_with_all_sizes(
         lambda: quantize(tiny_gguf, tmp_path / "o", ["Q8_0,Q4_K_M,F16,BF16"], **NO_MEASURES)
     )
     assert "no space left" in fault.what
-    assert all(name in fault.why for name in ("Q8_0 0.00", "Q4_K_M 0.00", "F16 0.00", "are free"))
+    assert all(name in fault.why for name in ("Q8_0 1.55 MB", "Q4_K_M 0.9", "F16 2.", "are free"))
     assert not (tmp_path / "o").exists()
 
 

@@ -26,6 +26,7 @@ from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.importance import Engine
 from llm_recipes.gguf.model import ContextSettings, GgufModel, Placement
 from llm_recipes.gguf.passages import Passage
+from llm_recipes.gguf.quality_table import size_text
 from llm_recipes.gguf.scoring import score_all
 from llm_recipes.gguf.tokenizer import GgufTokenizer
 from llm_recipes.progress import Progress
@@ -170,7 +171,7 @@ def verdict(
         difference: Of the other from the first.
         first_bytes, other_bytes: Sizes of their files.
     """
-    sizes = f"({other_bytes / 1e9:.3g} against {first_bytes / 1e9:.3g} GB)"
+    sizes = f"({size_text(other_bytes)} against {size_text(first_bytes)})"
     ratio = other_bytes / first_bytes
     if abs(ratio - 1) <= SAME_SIZE:
         size, joined = f"at the same size {sizes}", f"at the same size {sizes}"

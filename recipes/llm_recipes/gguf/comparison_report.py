@@ -17,18 +17,14 @@ from llm_recipes.gguf.comparison import Difference, Scored, paired_difference, v
 from llm_recipes.gguf.evaluation_text import Text
 from llm_recipes.gguf.passages import Passage
 from llm_recipes.gguf.quality_table import (
-    GB,
     MISSING,
     Speed,
-    gigabytes,
     plain,
     rate_text,
     save_figure,
+    size_unit,
 )
 from llm_recipes.sweep_report import aligned
-
-TITLES = ("model", "type", "parameters", "GB", "bits", "bits/byte", "more than first")
-MORE_TITLES = ("perplexity", "tokens", "memory GB", "prompt/s", "new/s", "MBU %")
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,11 @@ class Report:
     def bytes(self) -> int:
         """Of the passages."""
         return sum(passage.bytes for passage in self.passages)
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        """What sizes are shown in."""
+        return size_unit(max(entry.model.file.bytes for entry in self.entries))
 
     @property
     def one_tokenizer(self) -> bool:
@@ -128,7 +129,9 @@ def verdicts(found: Report) -> list[str]:
 
 def cells(found: Report) -> list[list[str]]:
     """The table's lines, titles first."""
-    lines = [[*TITLES, *MORE_TITLES]]
+    size, unit = found.unit
+    lines = [["model", "type", "parameters", unit, "bits", "bits/byte", "more than first"]]
+    lines[0] += ["perplexity", "tokens", f"memory {unit}", "prompt/s", "new/s", "MBU %"]
     for number, entry in enumerate(found.entries):
         file, speed, difference = entry.model.file, entry.speed, found.differences[number]
         more = MISSING
@@ -138,14 +141,14 @@ def cells(found: Report) -> list[list[str]]:
             [
                 found.names[number],
                 file.file_type,
-                f"{file.parameters / 1e9:.3g} B",
-                gigabytes(file.bytes),
+                f"{file.parameters / 1e6:,.4g} M",
+                f"{file.bytes / size:.2f}",
                 f"{file.bits_per_weight:.2f}",
                 f"{found.bits[number]:.4f}",
                 more,
                 f"{entry.scored.perplexity:.4g}",
                 str(sum(entry.scored.tokens)),
-                gigabytes(entry.memory_bytes),
+                f"{entry.memory_bytes / size:.2f}",
                 rate_text(speed, "prompt"),
                 rate_text(speed, "new"),
                 MISSING if speed is None or speed.mbu is None else f"{100 * speed.mbu:.0f}",
@@ -182,7 +185,7 @@ def _plot(found: Report, path: Path) -> Path:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, entry in enumerate(found.entries):
-        size = entry.model.file.bytes / GB
+        size = entry.model.file.bytes / found.unit[0]
         name, bits, difference = found.names[number], found.bits[number], found.differences[number]
         left.plot(size, bits, "o", color=f"C{number % 10}")
         left.annotate(name, (size, bits), xytext=(4, 4), textcoords="offset points", fontsize=8)
@@ -191,7 +194,7 @@ def _plot(found: Report, path: Path) -> Path:
             mean, low, high = difference.mean, difference.low, difference.high
         errors = [[mean - low], [high - mean]]
         right.errorbar(mean, number, xerr=errors, marker="o", capsize=3, color=f"C{number % 10}")
-    left.set(xlabel="size, GB", ylabel="bits per byte of text (less is better)")
+    left.set(xlabel=f"size, {found.unit[1]}", ylabel="bits per byte of text (less is better)")
     left.grid(alpha=0.3)
     left.margins(0.15)
     right.set(xlabel=f"bits per byte more than {found.names[0]}, 95 % interval")

@@ -58,11 +58,6 @@ class Row:
 
 # Title, what it means, and the text of a row's cell.
 Column = tuple[str, str, Callable[[Row], str]]
-ALWAYS: tuple[Column, ...] = (
-    ("type", "quantization type", lambda row: row.type + (" (source)" if row.is_source else "")),
-    ("bits", "bits a weight", lambda row: f"{row.bits_per_weight:.2f}"),
-    ("GB", "size of the file", lambda row: gigabytes(row.bytes)),
-)
 OF_QUALITY: tuple[Column, ...] = (
     (
         "perplexity",
@@ -91,26 +86,44 @@ OF_SPEED: tuple[Column, ...] = (
     ("new/s", "generated tokens a second", lambda row: rate_text(row.speed, "new")),
     (
         "MBU %",
-        "bytes read a second while generating, of the memory's bandwidth",
+        "bytes read a second while generating, of the memory's bandwidth; of small models, which"
+        " caches hold, more than 100",
         lambda row: _of(row.speed, lambda s: MISSING if s.mbu is None else f"{100 * s.mbu:.0f}"),
     ),
-)
-MEMORY: Column = (
-    "memory GB",
-    "weights, cache and scratch when it is measured",
-    lambda row: gigabytes(row.memory_bytes),
 )
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """Those that have something to show."""
-    shown = list(ALWAYS)
+    size, unit = size_unit(max((row.bytes for row in rows), default=0))
+    shown: list[Column] = [
+        ("type", "quantization type", lambda row: row.type + " (source)" * row.is_source),
+        ("bits", "bits a weight", lambda row: f"{row.bits_per_weight:.2f}"),
+        (unit, "size of the file", lambda row: f"{row.bytes / size:.2f}"),
+    ]
     if any(row.quality for row in rows):
         shown += OF_QUALITY
-    shown.append(MEMORY)
+    meaning = "weights, cache and scratch while quality is measured"
+    shown.append((f"memory {unit}", meaning, lambda row: f"{row.memory_bytes / size:.2f}"))
     if any(row.speed for row in rows):
         shown += OF_SPEED
     return shown
+
+
+def size_unit(largest: int) -> tuple[float, str]:
+    """What to divide sizes by, and its name, for sizes of which this is the largest."""
+    return (GB, "GB") if largest >= GB / 10 else (1e6, "MB")
+
+
+def size_text(count: int) -> str:
+    """A size with its unit."""
+    size, unit = size_unit(count)
+    return f"{count / size:.3g} {unit}"
+
+
+def count_text(count: int) -> str:
+    """A number of parameters in words."""
+    return f"{count / GB:.3g} billion" if count >= GB / 10 else f"{count / 1e6:.3g} million"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -175,11 +188,6 @@ def rate_text(speed: Speed | None, name: str) -> str:
     return f"{rate.mean:,.0f}" if rate.mean >= 100 else f"{rate.mean:.3g}"
 
 
-def gigabytes(count: int) -> str:
-    """Bytes in GB, with more digits for small ones."""
-    return f"{count / GB:.2f}" if count >= GB else f"{count / GB:.3g}"
-
-
 def save_figure(figure: Any, path: Path) -> Path:
     """Write a picture so that half of one is never seen.
 
@@ -217,28 +225,32 @@ def _comma_separated(rows: Sequence[Row]) -> str:
 
 def _plot(path: Path, rows: Sequence[Row]) -> Path:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    measured = [row for row in rows if row.quality is not None]
-    others = [row for row in measured if not row.is_source]
-    for axes, chosen in ((left, others), (right, measured)):
-        for row in chosen:
-            assert row.quality is not None
-            point = (row.bytes / GB, row.quality.perplexity)
-            error = row.quality.perplexity_error
-            if axes is left:
-                point, error = (point[0], row.quality.kl_mean), row.quality.kl_mean_error
-            marker = "s" if row.is_source else "o"
-            axes.errorbar(*point, yerr=error, marker=marker, color="C1" if row.importance else "C0")
-            axes.annotate(row.type, point, xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axes.set_xlabel("size, GB")
+    size, unit = size_unit(max(row.bytes for row in rows))
+    others = [row for row in rows if row.quality is not None and not row.is_source]
+    for row in others:
+        assert row.quality is not None
+        color = "C1" if row.importance else "C0"
+        for axes, value, error in (
+            (left, row.quality.kl_mean, row.quality.kl_mean_error),
+            (right, 100 * math.expm1(row.quality.log_ratio), _error(row.quality)),
+        ):
+            point = (row.bytes / size, value)
+            axes.errorbar(*point, yerr=error, marker="o", capsize=3, color=color)
+            axes.annotate(row.type, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    for axes in (left, right):
+        axes.set_xlabel(f"size, {unit}")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.grid(alpha=0.3)
         axes.margins(0.12)
     if all(row.quality and row.quality.kl_mean > 0 for row in others):
         left.set_yscale("log")
     left.set_ylabel("mean KL divergence from the source, nats a token")
-    right.set_ylabel("perplexity")
+    right.set_ylabel("perplexity more than the source's, %")
+    right.axhline(0, color="gray", linewidth=0.8)
     if any(row.importance for row in others):
         left.set_title("orange: with an importance matrix", fontsize=9)
     return save_figure(figure, path)

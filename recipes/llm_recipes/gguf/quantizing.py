@@ -21,6 +21,7 @@ from typing import Any
 from llm_recipes.errors import LLMError
 from llm_recipes.files import write_fault
 from llm_recipes.gguf.file import SHARD, GgufFile, read_gguf
+from llm_recipes.gguf.quality_table import size_text
 from llm_recipes.gguf.quant_prediction import Prediction, QuantSettings
 from llm_recipes.gguf.quant_types import ALIASES, TYPES
 from llm_recipes.gguf.watched_programs import Command, run_several
@@ -116,8 +117,8 @@ def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if sizes and free < needed:
-        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in sizes.items())
-        why = f"{needed / 1e9:.3g} GB are needed ({parts}) and {free / 1e9:.3g} GB are free"
+        parts = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
+        why = f"{size_text(needed)} are needed ({parts}) and {size_text(free)} are free"
         fix = f"free space in {there}, fewer --types, or another --output"
         raise LLMError(f"no space left to write into {folder}", why, fix)
 
@@ -174,6 +175,10 @@ def fallback_lines(predictions: Iterable[Prediction]) -> list[str]:
     lines = []
     for prediction in predictions:
         found = prediction.fallbacks
+        kind = prediction.kind
+        if kind.tensor_type not in prediction.tensors.values() and not found:
+            got = ", ".join(sorted(set(prediction.tensors.values())))
+            lines.append(f"{kind.name}: no tensor of this model gets {kind.tensor_type}, but {got}")
         if not found:
             continue
         groups: dict[tuple[str, str, int], list[str]] = {}
@@ -185,7 +190,7 @@ def fallback_lines(predictions: Iterable[Prediction]) -> list[str]:
             for (wanted, used, row), names in groups.items()
         ]
         lines.append(
-            f"{prediction.kind.name}: {len(found)} of {len(prediction.tensors)} tensors fall back"
+            f"{kind.name}: {len(found)} of {len(prediction.tensors)} tensors fall back"
             f" to another type, {_signed_size(extra)}: {'; '.join(parts)}"
         )
     return lines
@@ -274,7 +279,7 @@ def _with_cause(fault: LLMError, targets: Sequence[Target]) -> LLMError:
     free = shutil.disk_usage(folder).free
     if free < max(target.prediction.bytes for target in targets):
         what = f"no space left to write into {folder}"
-    why = f"{free / 1e9:.3g} GB are free; llama-quantize said: {fault.why}"
+    why = f"{size_text(free)} are free; llama-quantize said: {fault.why}"
     fix = "free space there (df -h, quota) and give the same command again: what is done is kept"
     return LLMError(what, why, fix)
 
@@ -284,7 +289,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _signed_size(count: int) -> str:
-    return f"{abs(count) / 1e6:.3g} MB {'more' if count >= 0 else 'less'}"
+    return f"{size_text(abs(count))} {'more' if count >= 0 else 'less'}"
 
 
 def _other_place() -> str:
