@@ -296,7 +296,7 @@ def hold(plan: Plan, server: LlamaServer, port: int, stop: Stop, record: dict[st
                 say(f"{left} requests were not answered to their end")
             record["metrics"]["unanswered"] = left
     finally:
-        found = server.metrics() or {}
+        found = {} if stop.at_once else server.metrics() or {}
         numbers = server_numbers(found, server.log.ended, time.monotonic() - start)
         record["metrics"].update(numbers)
     say(describe(numbers))

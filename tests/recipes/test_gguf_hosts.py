@@ -12,16 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import RECIPES, convert, make_model, recipe_environment
 
 from llm_recipes.errors import LLMError
-from llm_recipes.gguf import remote_hosts, rpc
+from llm_recipes.gguf import host_leader, remote_hosts, rpc
 from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, admit, introduce
 from llm_recipes.gguf.file import read_gguf
+from llm_recipes.gguf.host_gathering import Worker
 from llm_recipes.gguf.hosts import Meeting, read_meeting
 from llm_recipes.gguf.model import ContextSettings
 from llm_recipes.gguf.remote_hosts import (
@@ -338,6 +339,42 @@ def test_a_task_that_is_told_to_end_ends_the_run(party: Party) -> None:
     assert party.statuses() == [2, 0, 143]
     assert "saved" in party.said() and "it was told to end" in party.said()
     party.assert_gone()
+
+
+def test_a_host_that_leaves_while_it_is_measured() -> None:
+    ours, theirs = socket.socketpair()
+    with Channel(ours) as channel, Channel(theirs) as host:
+        worker = Worker(1, "n2", channel, {"endpoint": "10.0.0.1:1"})
+        host.send({"leaving": True})
+        host.send({"resident_bytes": 7})
+        assert host_leader._measure(worker)["resident_bytes"] == 7
+        assert host_leader._listen(worker)
+
+
+@pytest.mark.parametrize("look", [host_leader._listen, host_leader._measure])
+def test_a_host_that_says_nonsense_is_lost(look: Callable[[Worker], object]) -> None:
+    ours, theirs = socket.socketpair()
+    with Channel(ours) as channel, theirs:
+        theirs.sendall(b"GET / HTTP/1.1\r\n")
+        with pytest.raises(LLMError, match="host n2 has left the run"):
+            look(Worker(1, "n2", channel))
+
+
+def test_a_recipe_that_waits_for_others_is_told_to_leave_at_once() -> None:
+    """As serve.py does, whose requests a lost host keeps from ending."""
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('drains', flush=True))\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit('at once')); print('up', flush=True)\n"
+        "while True: signal.pause()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == b"up\n"
+    host_leader._end_child(child, signal.SIGTERM, 0.5)
+    assert (child.stdout.read(), child.returncode) == (b"drains\n", 1)
+    child.stdout.close()
 
 
 def test_hosts_that_do_not_come_are_named(party: Party) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from llm_recipes import stop_signals
 from llm_recipes.errors import LLMError
-from llm_recipes.gguf import server_address, server_connection
+from llm_recipes.gguf import server_address, server_connection, server_process
 from llm_recipes.gguf.server_address import Listening, listening
 from llm_recipes.gguf.server_arguments import alias_of, environment
 from llm_recipes.gguf.server_connection import ApiKey, Connection, choose_key
@@ -400,6 +400,20 @@ def test_a_port_that_is_taken(stand_in: Path) -> None:
     line = 'echo "E srv start: couldn\'t bind HTTP server socket, hostname: x, port: 1" >&2; exit 1'
     with pytest.raises(PortTaken), start(stand_in, line) as server:
         wait(server)
+
+
+def test_a_server_that_hangs_is_not_waited_for(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_process, "DRAIN_ANSWER_S", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        start(stand_in, "exec sleep 60") as server,
+    ):
+        server._url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        server.drain(60, lambda: time.monotonic() > began + 0.5)
+        assert time.monotonic() - began < 3
 
 
 def test_signals_of_the_scheduler_do_not_reach_it(stand_in: Path) -> None:

@@ -21,6 +21,7 @@ from llm_recipes.gguf.hosts import WAIT_VARIABLE, Meeting
 CALL_S = 5.0
 OTHERS_S = 3.0  # after a first fault, for those of other hosts
 QUIET_S = 10.0  # until it says for whom it waits
+NONSENSE = "it says what nobody understands"
 AGAIN = "start it again: answers that are in --output stay"
 
 
@@ -126,7 +127,7 @@ def _hear(worker: Worker) -> None:
     except PeerLost as gone:
         worker.fault = lost(worker, str(gone))
     except Stranger:
-        worker.fault = lost(worker, "it says what nobody understands")
+        worker.fault = lost(worker, NONSENSE)
 
 
 def _missing(

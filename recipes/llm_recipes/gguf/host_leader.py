@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_recipes.errors import LLMError
-from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, readable
+from llm_recipes.gguf.channel import Channel, Message, PeerLost, Stranger, readable
 from llm_recipes.gguf.host_gathering import (
     AGAIN,
+    NONSENSE,
     Worker,
     call_server,
     gathered,
@@ -38,6 +39,7 @@ REPORT_S = 3.0  # after the child's abort, for the host that caused it to be hea
 SIGNALLED_S = 2.0  # in which a signal for the whole step reaches every task
 PATIENCE_S = 60.0  # for the child to save what it has
 LOST_PATIENCE_S = 5.0  # where it can't compute any more
+AT_ONCE_S = 10.0  # after a second signal, by which serve.py leaves its requests alone
 GB = 1e9
 MEMORY = f"{AGAIN}; if memory ran out: more nodes, more memory for the job, a smaller --context"
 
@@ -164,6 +166,8 @@ def _listen(worker: Worker) -> bool:
         messages = worker.channel.take()
     except PeerLost as gone:
         raise lost(worker, str(gone)) from None
+    except Stranger:
+        raise lost(worker, NONSENSE) from None
     for message in messages:
         if "fault" in message:
             raise lost(worker, message["fault"]["why"], MEMORY)
@@ -188,6 +192,7 @@ def _measure(worker: Worker) -> dict[str, Any]:
     Raises:
         LLMError: If it is lost.
     """
+    others: list[Message] = []
     try:
         worker.channel.send({"measure": True})
         while True:
@@ -196,17 +201,25 @@ def _measure(worker: Worker) -> dict[str, Any]:
                 raise lost(worker, message["fault"]["why"], MEMORY)
             if "resident_bytes" in message:
                 return {**worker.facts, "resident_bytes": message["resident_bytes"]}
+            others.append(message)
     except PeerLost as gone:
         raise lost(worker, str(gone)) from None
+    except Stranger:
+        raise lost(worker, NONSENSE) from None
+    finally:  # that it leaves, for `_listen`
+        worker.channel.pending[:0] = others
 
 
 def _end_child(child: subprocess.Popen[bytes], number: signal.Signals, seconds: float) -> None:
-    """Ask the child to leave, and end it if it does not; a second Ctrl-C ends it at once."""
+    """Ask the child to leave, then to leave at once, and end it if it does not.
+
+    A second Ctrl-C ends it.
+    """
     try:
-        child.send_signal(number)
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
+        for request, patience in ((number, seconds), (signal.SIGINT, AT_ONCE_S)):
+            child.send_signal(request)  # none if it has ended
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(patience)
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)  # what it has started, too

@@ -34,7 +34,8 @@ from llm_recipes.gguf.programs import end_with_parent, ending, error_of, lines_o
 from llm_recipes.gguf.server_metrics import parse_metrics
 
 LOOK_S, LINE_S = 0.2, 15.0  # seconds between looks, and between lines about loading
-ANSWER_S, GRACE_S = 10.0, 5.0  # for an answer of /metrics; between SIGINT and SIGKILL
+ANSWER_S, GRACE_S = 10.0, 5.0  # for an answer; between SIGINT and SIGKILL
+DRAIN_ANSWER_S = 2.0  # it waits for ever for a host that is gone
 KEPT_LINES = 200
 # What schedulers and terminals send to every process of a job or session.
 OURS = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -199,10 +200,10 @@ class LlamaServer:
             fix = "perhaps memory ran out: a smaller --context or --parallel, or more --mem"
         raise LLMError(f"llama-server {ending(status)}", self.log.reason(), fix)
 
-    def metrics(self) -> dict[str, float] | None:
-        """Its counters by name; None if it does not answer in time."""
+    def metrics(self, limit_s: float = ANSWER_S) -> dict[str, float] | None:
+        """Its counters by name; None if it does not answer in so many seconds."""
         try:
-            text = self._get("/metrics").decode("utf-8", "replace")
+            text = self._get("/metrics", limit_s).decode("utf-8", "replace")
         except (OSError, http.client.HTTPException):
             return None
         return parse_metrics(text)
@@ -222,7 +223,7 @@ class LlamaServer:
         end, idle = time.monotonic() + limit_s, 0
         left = 0
         while self.process.poll() is None:
-            found = self.metrics()
+            found = self.metrics(DRAIN_ANSWER_S)
             if found is not None:
                 left = round(found.get("requests_processing", 0))
                 left += round(found.get("requests_deferred", 0))
@@ -264,11 +265,11 @@ class LlamaServer:
             return False
         return True
 
-    def _get(self, path: str) -> bytes:
+    def _get(self, path: str, limit_s: float = ANSWER_S) -> bytes:
         request = urllib.request.Request(self._url + path)
         if self._key is not None:
             request.add_header("Authorization", f"Bearer {self._key}")
-        with self._opener.open(request, timeout=ANSWER_S) as answer:
+        with self._opener.open(request, timeout=limit_s) as answer:
             content: bytes = answer.read()
             return content
 
