@@ -28,6 +28,7 @@ from llm_recipes.prompts import read_prompts, style_faults
 if TYPE_CHECKING:
     from llm_recipes.answers import Key
     from llm_recipes.decoding import DecodeSettings, Request
+    from llm_recipes.gguf.engine import Device
     from llm_recipes.gguf.file import GgufFile
     from llm_recipes.gguf.model import ContextSettings, GgufModel
     from llm_recipes.gguf.opening import OpenOptions
@@ -137,7 +138,7 @@ def generate(
     if chat:
         return hold_chat(plan)
     job = Job(
-        "quantized/generate", settings, made_with(plan), device_names(), partial(session, plan)
+        "quantized/generate", settings, made_with(plan), device_names(plan), partial(session, plan)
     )
     return answer_prompts(job, asked)
 
@@ -150,13 +151,21 @@ def made_with(plan: Plan) -> dict[str, Any]:
     return {**chosen, "model": gguf_digest(plan.file)}
 
 
-def device_names() -> str:
+def device_names(plan: Plan) -> str:
     """What computes: GPUs and other hosts, else the CPU."""
-    from llm_recipes.gguf.engine import devices, gpu_devices
+    from llm_recipes.gguf.engine import devices
     from llm_recipes.gguf.hosts import connected_hosts
 
     connected_hosts()
-    return ", ".join(device.description for device in gpu_devices() or devices())
+    used = gpus_of(plan) or [device for device in devices() if device.kind == "cpu"]
+    return ", ".join(device.description for device in used)
+
+
+def gpus_of(plan: Plan) -> list[Device]:
+    """GPUs and other hosts' devices that get layers, as far as that is known beforehand."""
+    from llm_recipes.gguf.engine import gpu_devices
+
+    return gpu_devices() if plan.settings["gpu_layers"] != 0 else []
 
 
 @contextlib.contextmanager
@@ -266,14 +275,16 @@ def peak_of(plan: Plan) -> Any:
     """The device's limits: measured if asked for, before the model takes its memory."""
     import torch
 
-    from llm_recipes.device import Peak, data_sheet, measure_peak
-    from llm_recipes.gguf.engine import gpu_devices
+    from llm_recipes.device import DTYPES, Peak, choose_device, data_sheet, measure_peak
 
-    if plan.settings["measure_peak"]:
+    gpus = gpus_of(plan)
+    if plan.settings["measure_peak"] and not gpus:
         return measure_peak(torch.device("cpu"), torch.float32)
-    names = {gpu.description for gpu in gpu_devices()}
+    if plan.settings["measure_peak"] and torch.cuda.is_available() and len(gpus) == 1:
+        return measure_peak(choose_device("auto"), DTYPES["fp16"])
+    names = {gpu.description for gpu in gpus}
     known = data_sheet(names.pop()) if len(names) == 1 else None
-    return known or Peak(None, None, "unknown: --measure-peak measures it")
+    return known or Peak(None, None, "unknown: --measure-peak measures one CPU or GPU")
 
 
 def placement_metrics(

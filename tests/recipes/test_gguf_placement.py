@@ -72,6 +72,10 @@ def test_need_counts_everything_once() -> None:
     assert need.input == GB // 2
     tied = memory_need(model(tied=True), CONTEXT)
     assert tied.layers[-1] == GB // 2 + 1000
+    beside = sum(need.cache) + need.scratch
+    assert need.total == model().tensor_bytes + beside
+    assert tied.total == model(tied=True).tensor_bytes + beside
+    assert need.on_host(9) == GB // 2 + need.scratch
 
 
 def test_all_layers_fit_or_as_many_as_do() -> None:
@@ -106,6 +110,12 @@ def test_two_gpus_share_as_llama_cpp_does() -> None:
     assert plan_placement(model(), "auto", "layer", (1, 0), CONTEXT, pair).gpu_layers == 5
     assert plan_placement(model(), "auto", "none", (), CONTEXT, pair).gpu_layers == 5
     assert plan_placement(model(), "auto", "row", (), CONTEXT, pair).gpu_layers == 9
+
+
+def test_shares_are_one_for_each_gpu() -> None:
+    with pytest.raises(LLMError, match="--shares has 3 numbers") as end:
+        plan_placement(model(), "auto", "layer", (1, 1, 1), CONTEXT, [gpu(20), gpu(20, "CUDA1")])
+    assert "CUDA0, CUDA1" in end.value.why
 
 
 def test_a_model_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:

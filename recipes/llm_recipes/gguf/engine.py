@@ -38,9 +38,18 @@ class _Log:
     level: int = 0
     partial: str = ""
     callback: Any = None  # kept alive: C holds it
+    raised: list[BaseException] = field(default_factory=list)
 
     def take(self, level: int, text: bytes | None, _data: object) -> None:
         """llama.cpp's callback: a piece of text, mostly a line."""
+        try:
+            self._take(level, text)
+        except (
+            BaseException
+        ) as error:  # a signal's handler; C can't pass it on, Python would drop it
+            self.raised.append(error)
+
+    def _take(self, level: int, text: bytes | None) -> None:
         if level != CONTINUED:
             self.level = level
         self.partial += (text or b"").decode("utf-8", "replace")
@@ -158,6 +167,17 @@ def captured_log() -> Iterator[list[str]]:
     finally:
         # By identity: two lists that are equal are not the same listener.
         _log.listeners[:] = [other for other in _log.listeners if other is not lines]
+
+
+def raise_caught() -> None:
+    """Raise what a signal's handler raised while llama.cpp was writing its log.
+
+    For the end of calls that take long: Ctrl-C would be lost otherwise.
+    """
+    if _log.raised:
+        error = _log.raised[0]
+        _log.raised.clear()
+        raise error
 
 
 def last_error() -> str:

@@ -25,7 +25,7 @@ from llm_recipes.gguf import engine
 MAGIC = b"GGUF"
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
 LONGEST_LIST = 1024  # a vocabulary is longer; nobody wants it as a list of Python's
-DIGEST_PART = 1 << 20  # bytes of a file's beginning, middle and end that its identity is made of
+DIGEST_PART = 1 << 16  # bytes of a tensor's beginning and middle that a file's identity is made of
 # gguf.h: numbers of value types, and their size and format
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 SCALARS[12] = "d"
@@ -148,15 +148,34 @@ def read_gguf(path: Path | str) -> GgufFile:
 @functools.cache
 def _digest(path: Path, size: int, modified_ns: int) -> str:
     found = hashlib.sha256(str(size).encode())
+    start, places = _places(path)
     with open(path, "rb") as file:
-        for start in sorted({0, max(0, size // 2), max(0, size - DIGEST_PART)}):
-            file.seek(start)
-            found.update(file.read(DIGEST_PART))
+        found.update(file.read(start))
+        for offset, length in places:
+            for part in sorted({0, max(0, (length - DIGEST_PART) // 2)}):
+                file.seek(start + offset + part)
+                found.update(file.read(min(DIGEST_PART, length)))
     return found.hexdigest()
 
 
+def _places(path: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Where a shard's tensors begin, and offset and bytes of each."""
+    gguf = _library()
+    handle = gguf.gguf_init_from_file(os.fsencode(path), _InitParameters(True, None))
+    if not handle:
+        raise LLMError(f"{path} is damaged", engine.last_error(), "copy or convert it again")
+    try:
+        places = [
+            (gguf.gguf_get_tensor_offset(handle, i), gguf.gguf_get_tensor_size(handle, i))
+            for i in range(gguf.gguf_get_n_tensors(handle))
+        ]
+        return int(gguf.gguf_get_data_offset(handle)), places
+    finally:
+        gguf.gguf_free(handle)
+
+
 def gguf_digest(file: GgufFile) -> str:
-    """Identity of a model's content: a hash of size, beginning, middle and end of each shard.
+    """Identity of a model's content: a hash of the header and of two parts of every tensor.
 
     Reading all of a large file would take longer than using it.
     """

@@ -135,10 +135,14 @@ class GgufModel:
         load_s = time.perf_counter() - start
         if progress and sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
-        if stopped:
+        try:
+            if stopped:
+                raise stopped[0]
+            engine.raise_caught()
+        except BaseException:
             if handle:
                 llama.llama_model_free(handle)
-            raise stopped[0]
+            raise
         del kept  # arrays that the call has read
         if not handle:
             why = engine.last_error() or "llama.cpp gives no reason"
@@ -153,6 +157,11 @@ class GgufModel:
         return GgufTokenizer(
             self._vocabulary, template.decode("utf-8") if template else None, original
         )
+
+    @functools.cached_property
+    def own_tokenizer(self) -> GgufTokenizer:
+        """llama.cpp's own, which its programs use, whatever tokenizer the file carries."""
+        return GgufTokenizer(self._vocabulary, None)
 
     def context(self, settings: ContextSettings) -> GgufContext:
         """Room for sequences.
@@ -196,6 +205,12 @@ class GgufContext:
         engine.forget_errors()
         with engine.captured_log() as log:
             handle = llama.llama_init_from_model(model._handle, _context_parameters(settings))
+        try:
+            engine.raise_caught()
+        except BaseException:
+            if handle:
+                llama.llama_free(handle)
+            raise
         if not handle:
             why = engine.last_error() or "llama.cpp gives no reason"
             size = f"{settings.sequences} x {settings.tokens} tokens"
@@ -231,6 +246,7 @@ class GgufContext:
         llama = engine.library()
         count = self._arrays.fill(token_ids, positions, sequences, wanted)
         status = llama.llama_decode(self._handle, self._arrays.struct)
+        engine.raise_caught()
         if status != 0:
             raise _decode_fault(status)
         if not count:

@@ -7,7 +7,7 @@ with open_model(read_gguf(path), OpenOptions(...)) as (model, settings): ...
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +22,13 @@ from llm_recipes.gguf.placement import (
     sequences_that_fit,
     shares_of,
 )
-from llm_recipes.gguf.remote_hosts import connected_hosts, place_on_hosts, verify_hosts
+from llm_recipes.gguf.remote_hosts import (
+    REMOTE,
+    RemoteHost,
+    connected_hosts,
+    place_on_hosts,
+    verify_hosts,
+)
 from llm_recipes.gguf.tuning import threads_for
 from llm_recipes.host_memory import free_host_bytes
 
@@ -61,10 +67,10 @@ def open_model(
     Raises:
         LLMError: If it does not fit into memory, or llama.cpp can't load it.
     """
+    hosts = connected_hosts()
     chosen = threads_for(file, options.threads, options.prompt_threads)
     cpu.use(chosen)
-    room = _room(file, options, tokens, chosen, most)
-    hosts = connected_hosts()
+    room = _room(file, options, tokens, chosen, most, hosts)
     shares = shares_of(options.shares)
     if hosts:
         placement = place_on_hosts(hosts, file, room, options.gpu_layers, shares)
@@ -81,7 +87,12 @@ def open_model(
 
 
 def _room(
-    file: GgufFile, options: OpenOptions, tokens: int, threads: cpu.Threads, most: int | None
+    file: GgufFile,
+    options: OpenOptions,
+    tokens: int,
+    threads: cpu.Threads,
+    most: int | None,
+    hosts: Sequence[RemoteHost],
 ) -> ContextSettings:
     """Room for so many sequences as are asked for, or fit."""
 
@@ -98,7 +109,15 @@ def _room(
 
     if options.parallel != "auto":
         return of(min(options.parallel, most or options.parallel))
-    gpus = gpu_devices() if options.gpu_layers != 0 else []
-    free = sum(gpu.free_bytes for gpu in gpus) or free_host_bytes()
-    useful = min(MOST_AT_ONCE["gpu" if gpus else "cpu"], most or MOST_AT_ONCE["gpu"])
+    # What a CPU host says to llama.cpp is all memory of its node, not the job's.
+    gpus = [gpu for gpu in gpu_devices() if not gpu.name.startswith(REMOTE)]
+    if options.gpu_layers == 0:
+        gpus = []
+    elif options.split == "none":
+        gpus = gpus[:1]
+    free = sum(gpu.free_bytes for gpu in gpus) + sum(sum(host.rooms) for host in hosts)
+    if hosts or not gpus:
+        free += free_host_bytes()
+    on_gpus = gpus or any(host.has_gpus for host in hosts)
+    useful = min(MOST_AT_ONCE["gpu" if on_gpus else "cpu"], most or MOST_AT_ONCE["gpu"])
     return of(sequences_that_fit(file, of(1), useful, int(SHARE_OF_FREE * free)))

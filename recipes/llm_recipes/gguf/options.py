@@ -28,6 +28,10 @@ def placement_faults(options: Mapping[str, Any]) -> list[LLMError]:
     if o["shares"] and o["split"] == "none":
         fix = "leave one of them out"
         faults.append(LLMError("--shares has no meaning with --split none", fix=fix))
+    if o.get("hosts") and o["split"] != "layer":
+        fix = "leave one of them out"
+        what = f"--split {o['split']} does not go with --hosts"
+        faults.append(LLMError(what, "hosts share whole layers", fix))
     quantized = o.get("kv_type", "f16") not in ("f32", "f16", "bf16")
     if quantized and o.get("flash_attention") == "off":
         what = f"--kv-type {o['kv_type']} does not go with --flash-attention off"

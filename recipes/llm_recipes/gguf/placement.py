@@ -36,18 +36,27 @@ class Need:
 
     layers: weights of each layer; the last entry is the output's. cache: keys and values of each
     layer. input: the embedding, which stays on the CPU. scratch: what computing takes on each
-    device.
+    device. tied: the output is the embedding, and on the CPU the same bytes.
     """
 
     layers: tuple[int, ...]
     cache: tuple[int, ...]
     input: int
     scratch: int
+    tied: bool = False
 
     @property
     def total(self) -> int:
-        """Everything on one device."""
-        return sum(self.layers) + sum(self.cache) + self.input + self.scratch
+        """Everything on the CPU."""
+        embedding = 0 if self.tied else self.input
+        return sum(self.layers) + sum(self.cache) + embedding + self.scratch
+
+    def on_host(self, gpu_layers: int) -> int:
+        """What stays on the CPU when the last layers, the output being one of them, go to GPUs."""
+        if not gpu_layers:
+            return self.total
+        stays = range(max(0, len(self.layers) - gpu_layers))
+        return self.of(stays) + self.input + self.scratch
 
     def of(self, layers: Sequence[int]) -> int:
         """Bytes of some layers, the output being the one after the last."""
@@ -66,12 +75,13 @@ def memory_need(file: GgufFile, context: ContextSettings) -> Need:
         named = LAYER.match(tensor.name)
         if named and int(named[1]) < file.layers:
             layers[int(named[1])] += tensor.bytes
-        elif tensor.name.startswith("token_embd"):
+        elif tensor.name == "token_embd.weight":
             embedding = tensor.bytes
         else:
             layers[-1] += tensor.bytes
-    if not any(tensor.name == "output.weight" for tensor in file.tensors):
-        layers[-1] += embedding  # tied: a GPU that has the output gets a copy
+    tied = not any(tensor.name == "output.weight" for tensor in file.tensors)
+    if tied:
+        layers[-1] += embedding  # a GPU that has the output gets a copy
     cells = -(-context.tokens // CELLS) * CELLS * context.sequences
     width = int(file.value("embedding_length", 0))
     wide = max(int(_first(file.value("feed_forward_length", 0))), STATES * width)
@@ -81,6 +91,7 @@ def memory_need(file: GgufFile, context: ContextSettings) -> Need:
         tuple(cells * size for size in cache_bytes_per_token(file, context)),
         embedding,
         scratch,
+        tied,
     )
 
 
@@ -130,6 +141,10 @@ def plan_placement(
         placement = Placement(0, "none")
         check_host_memory(file, placement, context)
         return placement
+    if shares and len(shares) != len(found):
+        why = f"there are {len(found)} GPUs: {', '.join(gpu.name for gpu in found)}"
+        fix = "one number for each, such as --shares 3,1"
+        raise LLMError(f"--shares has {len(shares)} numbers", why, fix)
     need = memory_need(file, context)
     parts = tuple(shares) or tuple(float(max(1, gpu.free_bytes)) for gpu in found)
     if gpu_layers == "auto":
@@ -153,10 +168,7 @@ def check_host_memory(file: GgufFile, placement: Placement, context: ContextSett
         LLMError: With what is needed and what is free.
     """
     need = memory_need(file, context)
-    stays = range(max(0, len(need.layers) - placement.gpu_layers))
-    needed = need.of(stays) + need.scratch + (need.input if placement.gpu_layers else 0)
-    if not placement.gpu_layers and any(t.name == "output.weight" for t in file.tensors):
-        needed += need.input  # tied weights are counted with the output
+    needed = need.on_host(placement.gpu_layers)
     free = free_host_bytes()
     if needed > free:
         raise LLMError(

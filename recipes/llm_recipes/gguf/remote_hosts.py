@@ -170,7 +170,10 @@ def place_on_hosts(
         if need.of(part) > size
     ]
     if full:
-        fix = "more nodes, more memory for the job (--mem), a smaller --context, or fewer bits"
+        fix = (
+            "more nodes, more memory for the job (--mem), a smaller --context,"
+            " fewer --parallel, or fewer bits"
+        )
         raise LLMError(f"{file.path} does not fit on these hosts", "; ".join(full), fix)
     return Placement(sum(counts), "layer", parts, tuple(names))
 
