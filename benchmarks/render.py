@@ -223,6 +223,21 @@ def llama_native(r: Result) -> str:
          f"{', '.join(f'{ratio:.3f}' for ratio in row['ratios'])}" for row in r["rows"]])
 
 
+def llama_threads(r: Result) -> str:
+    """Threads of llama.cpp: its default, what was granted, what tune.py chose."""
+    works = {"generate": "generation", "prompt": "prompts"}
+    lines = []
+    for row in r["rows"]:
+        emulated = " (emulated by affinity)" if row["emulated"] else ""
+        cells = [f"{row['threads'][name]} threads: {row['tokens_per_s'][name]:.1f}"
+                 for name in ("default", "granted", "tuned")]
+        ratios = [f"{row['ratio'][name]:.2f}" for name in ("granted", "tuned")]
+        lines.append(f"{row['scenario']}{emulated}, {works[row['work']]} | "
+                     + " | ".join([*cells, *ratios]))
+    return rows("tokens/s | llama.cpp's default | granted | tuned | granted / default | "
+                "tuned / default", lines)
+
+
 def machine(gpu: str) -> str:
     """The machine that this runs on, and the GPU of the results."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -242,6 +257,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
     "gguf_generate": gguf_generate, "gguf_load": gguf_load, "llama_native": llama_native,
+    "llama_threads": llama_threads,
 }
 
 
