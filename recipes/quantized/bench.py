@@ -99,7 +99,8 @@ def benchmark(
         from llm_recipes.gguf.hosts import run_on_hosts
 
         raise_all(option_faults(config))
-        status = run_on_hosts()
+        (count,) = threads or ("auto",)  # others are refused
+        status = run_on_hosts(count if isinstance(count, int) else None)
         if status is not None:
             return status
     job = check(config)

@@ -110,7 +110,7 @@ def serve(
     if hosts:
         from llm_recipes.gguf.hosts import run_on_hosts
 
-        status = run_on_hosts()
+        status = run_on_hosts(threads if isinstance(threads, int) else None)
         if status is not None:
             return status
     return run(checked(settings))

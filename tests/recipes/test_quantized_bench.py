@@ -24,7 +24,7 @@ from conftest import RECIPES, recipe_environment
 from llm_recipes import stop_signals
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError
-from llm_recipes.gguf import bench_results, bench_runs
+from llm_recipes.gguf import bench_results, bench_runs, hosts
 from llm_recipes.gguf.bench_points import Measurement, Point, Setting, read_models
 from llm_recipes.gguf.bench_runs import Bench
 from llm_recipes.gguf.remote_hosts import RemoteHost
@@ -290,6 +290,18 @@ def test_faults_are_told_together(
     ):
         assert words in err
     assert not starts(tmp_path)
+
+
+def test_servers_of_hosts_keep_their_threads(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(hosts, "run_on_hosts", lambda count: asked.append(count) or 0)
+    assert start("--hosts", *threads(1, 2)) == 2
+    assert "several values of --threads do not go with --hosts" in capsys.readouterr().err
+    for options in ([], ["--threads", "auto"], threads(2)):
+        assert start("--hosts", *options) == 0
+    assert asked == [None, None, 2]
 
 
 def test_options_that_need_gpus(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,10 @@ def option_faults(config: Mapping[str, Any]) -> list[LLMError]:
             option = f"--{name.replace('_', '-')}"
             what = f"{option} {', '.join(bad)} is not possible"
             faults.append(LLMError(what, f"it must be from {least} to {most}"))
+    if config["hosts"] and len(config["threads"] or []) > 1:
+        what = "several values of --threads do not go with --hosts"
+        why = "servers keep the number that they were started with"
+        faults.append(LLMError(what, why, "a benchmark for each, or --threads once"))
     for name in ("rounds", "repeats", "max_runs"):
         if config[name] < 1:
             what = f"--{name.replace('_', '-')} {config[name]} is not possible"
