@@ -294,33 +294,62 @@ def test_an_interrupted_matrix_is_continued(
 
     text = make_text("text.txt", read_text("python", held_out=False).content[:20_000])
     tokens = count_tokens(source, text)
-    whole = planned_matrix(tmp_path, "whole", text, 16, 256)
+    monkeypatch.setattr(importance, "BATCH", 512)
+    whole = planned_matrix(tmp_path, "whole", text, 18, 256)
     make_matrix(whole, source, text, tokens, 256, CPU)
-    halved = planned_matrix(tmp_path, "halved", text, 16, 256)
+    monkeypatch.setattr(importance, "PART", 6)
+    halved = planned_matrix(tmp_path, "halved", text, 18, 256)
+    commands: list[list[str]] = []
     run = importance.run_watched
 
-    def stop_after_half(command: Any, on_text: Any) -> str:
-        arguments = list(command.arguments)
-        arguments[arguments.index("--chunks") + 1] = "8"
-        run(importance.Command(arguments, command.cwd), on_text)
-        raise KeyboardInterrupt
+    def stop_in_the_second(command: Any, on_text: Any) -> str:
+        commands.append(list(command.arguments))
 
-    monkeypatch.setattr(importance, "run_watched", stop_after_half)
+        def stop(printed: str) -> None:
+            on_text(printed)
+            if len(commands) == 2 and importance.PIECE_DONE.search(printed):
+                raise KeyboardInterrupt  # the program is ended in the middle of its part
+
+        return run(command, stop)
+
+    monkeypatch.setattr(importance, "run_watched", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         make_matrix(halved, source, text, tokens, 256, CPU)
-    assert not is_there(halved)
-    commands: list[list[str]] = []
-
-    def record(command: Any, on_text: Any) -> str:
-        commands.append(list(command.arguments))
-        return run(command, on_text)
-
-    monkeypatch.setattr(importance, "run_watched", record)
+    assert len(commands) == 2 and not is_there(halved)
+    commands += [[]]  # stopped no more
     make_matrix(halved, source, text, tokens, 256, CPU)
-    assert commands[0][commands[0].index("--chunk") + 1] == "8"
-    assert _sums(halved.path) == pytest.approx(_sums(whole.path), rel=1e-3)
+    skipped = [command[command.index("--chunk") + 1] for command in commands[3:]]
+    assert skipped == ["6", "12"]
+    assert _sums(halved.path) == pytest.approx(_sums(whole.path), rel=1e-5)
+    assert sorted(tmp_path.iterdir()) == sorted([halved.path, whole.path])
     make_matrix(halved, source, text, tokens, 256, CPU)
-    assert len(commands) == 1  # it is there
+    assert len(commands) == 5  # it is there
+
+
+def test_texts_are_read_as_they_are(source: GgufFile, tmp_path: Path) -> None:
+    """Backslashes, names of special tokens, new lines at the end: the pieces that were counted."""
+    import numpy as np
+
+    from llm_recipes.gguf.model import GgufModel
+
+    line = '{"text": "$\\\\nabla \\\\times \\\\rho$ \\n C:\\new\\table \\x41 <s></s>"}\n'
+    with GgufModel.load(source, vocabulary_only=True) as model:
+        ids_of = lambda text: model.own_tokenizer(text, split_special_tokens=True)["input_ids"]  # noqa: E731
+        content = line * 12
+        while len(ids_of(content + "\n")) % 64:  # another token more or less is another piece
+            content += "a "
+        ids = ids_of(content + "\n")
+    text = make_text("latex.jsonl", content + "\n\n")
+    tokens = count_tokens(source, text)
+    assert tokens == len(ids)
+    path, base = tmp_path / text.name, tmp_path / "predictions"
+    path.write_text(text.content)
+    evaluate_source(source, Evaluation(path, 64, tokens // 64, CPU), base)
+    held = np.frombuffer(base.read_bytes(), np.int32, tokens, offset=20)
+    assert held.tolist() == ids
+    planned = planned_matrix(tmp_path, "latex", text, 0, 64)
+    make_matrix(planned, source, text, tokens, 64, CPU)
+    assert read_gguf(planned.path).metadata["imatrix.chunk_count"] == tokens // 64
 
 
 def _sums(path: Path) -> dict[str, float]:

@@ -9,18 +9,14 @@ about programming: what a model is worth for another language or subject, a text
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from llm_recipes.errors import LLMError
-from llm_recipes.gguf import engine
 from llm_recipes.gguf.file import GgufFile
-from llm_recipes.gguf.tokenizer import GgufTokenizer
+from llm_recipes.gguf.model import GgufModel
 
 PYTHON = "python"
 # Names that the files of Python's documentation get, which files made with them keep.
@@ -53,11 +49,7 @@ def read_text(source: str, held_out: bool) -> Text:
         LLMError: If it can't be read, is empty, or no UTF-8.
     """
     if source == PYTHON:
-        from llm_recipes.tiny_corpus import natural_documents, split_documents
-
-        return make_text(
-            NAMES[held_out], "\n\n".join(split_documents(natural_documents())[held_out])
-        )
+        return _documentation()[held_out]
     path = Path(source).expanduser()
     fix = "give a text file in UTF-8, or `python` for Python's own documentation"
     try:
@@ -87,31 +79,18 @@ def make_text(name: str, content: str) -> Text:
     return Text(name, content, sha256(content.encode()).hexdigest())
 
 
-@contextlib.contextmanager
-def vocabulary_of(file: GgufFile) -> Iterator[GgufTokenizer]:
-    """The tokenizer of a model whose weights are not loaded.
+def count_tokens(file: GgufFile, text: Text) -> int:
+    """Tokens of a text as llama-perplexity and llama-imatrix count them.
+
+    By llama.cpp's tokenizer, whatever the file carries; special tokens in the text are characters,
+    and a new line at its end is dropped.
 
     Raises:
-        LLMError: If llama.cpp can't read its vocabulary.
+        LLMError: If llama.cpp can't read the model's vocabulary.
     """
-    llama = engine.library()
-    parameters = llama.llama_model_default_params()
-    parameters.vocab_only = True
-    engine.forget_errors()
-    handle = llama.llama_model_load_from_file(os.fsencode(file.path), parameters)
-    if not handle:
-        why = engine.last_error() or "llama.cpp gives no reason"
-        raise LLMError(f"cannot read the vocabulary of {file.path}", why, "convert it again")
-    try:
-        yield GgufTokenizer(llama.llama_model_get_vocab(handle), None)
-    finally:
-        llama.llama_model_free(handle)
-
-
-def count_tokens(file: GgufFile, text: Text) -> int:
-    """Tokens of a text as llama.cpp's programs count them: special tokens in it count as such."""
-    with vocabulary_of(file) as tokenizer:
-        return len(tokenizer.encode(text.content))
+    with GgufModel.load(file, vocabulary_only=True) as model:
+        content = text.content.removesuffix("\n")
+        return len(model.own_tokenizer(content, split_special_tokens=True)["input_ids"])
 
 
 def length_faults(text: Text, tokens: int, context: int) -> list[LLMError]:
@@ -119,5 +98,5 @@ def length_faults(text: Text, tokens: int, context: int) -> list[LLMError]:
     if tokens >= 2 * context:
         return []
     why = f"it has {tokens} tokens, and {2 * context} are needed"
-    fix = "a longer text, or a smaller --context"
+    fix = "give a longer text"
     return [LLMError(f"the text {text.name} is too short", why, fix)]

@@ -29,7 +29,8 @@ from llm_recipes.progress import Progress
 
 CONTEXT = 512  # tokens of a piece
 BATCH = 2048  # tokens computed at once, in several pieces
-SAVE_EVERY = 8  # pieces: what an interruption loses at most
+PART = 32  # pieces of a process: what an interruption loses at most, or two more
+NEVER = 10**9  # pieces until llama-imatrix saves by itself: it does that in the middle of some
 TEXTS, CHUNKS = "imatrix.datasets", "imatrix.chunk_count"
 PIECE_DONE = re.compile(r"\[(\d+)\]")
 FIX = "make one with --importance-text FILE"
@@ -154,21 +155,20 @@ def make_matrix(
     if not 0 < done < wanted or (done + 2) * context >= tokens:
         partial.unlink(missing_ok=True)
         done = 0
-    with tempfile.TemporaryDirectory(prefix="llm-importance-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="llm-importance-") as folder,
+        Progress("importance matrix", wanted, "pieces of text", done) as progress,
+    ):
         (Path(folder) / text.name).write_text(text.content, encoding="utf-8", newline="\n")
         arguments = ["llama-imatrix", "-m", str(source.path.absolute())]
         # The text's name gets into the matrix, and into all that is made with it: no folders.
-        arguments += ["-f", text.name, "-o", str(partial.absolute())]
+        # --no-escape: the two characters \n of LaTeX, JSON or C are no new line.
+        arguments += ["-f", text.name, "--no-escape", *engine.arguments]
         arguments += ["-c", str(context), "-b", str(max(1, BATCH // context) * context)]
-        arguments += ["-ofreq", str(SAVE_EVERY), "--chunks", str(wanted - done)]
-        if done:
-            arguments += ["--chunk", str(done), "--in-file", str(partial.absolute())]
-        command = Command([*arguments, *engine.arguments], Path(folder))
-        with Progress("importance matrix", wanted, "pieces of text", done) as progress:
-            run_watched(command, _advancing(progress))
-    if _pieces_of(partial) < wanted:
-        why = f"llama-imatrix has read {_pieces_of(partial)} of {wanted} pieces of {text.name}"
-        raise LLMError(f"{matrix.path} is not complete", why, "give the same command again")
+        while done < wanted:
+            count = wanted - done if wanted - done < PART + 3 else PART
+            _read_part(Command(arguments, Path(folder)), partial, done, count, progress)
+            done += count
     try:
         os.replace(partial, matrix.path)
     except OSError as error:
@@ -183,6 +183,27 @@ def matrix_bytes(source: GgufFile) -> int:
 
 def _partial(matrix: Matrix) -> Path:
     return matrix.path.with_name(f".{matrix.path.stem}.partial.gguf")
+
+
+def _read_part(command: Command, partial: Path, done: int, count: int, progress: Progress) -> None:
+    """Let llama-imatrix read some pieces more; the matrix is replaced when it has read them all."""
+    following = partial.with_suffix(".next.gguf")
+    arguments = [*command.arguments, "-ofreq", str(NEVER), "-o", str(following.absolute())]
+    arguments += ["--chunks", str(count)]
+    if done:
+        arguments += ["--chunk", str(done), "--in-file", str(partial.absolute())]
+    try:
+        run_watched(Command(arguments, command.cwd), _advancing(progress))
+        read = _pieces_of(following)
+        if read != done + count:
+            why = f"llama-imatrix has read {read} of {done + count} pieces of the text"
+            raise LLMError(f"{partial} is not complete", why, "give the same command again")
+        os.replace(following, partial)
+    except OSError as error:
+        raise write_fault(partial, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            following.unlink(missing_ok=True)
 
 
 def _pieces_of(path: Path) -> int:

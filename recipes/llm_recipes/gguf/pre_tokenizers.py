@@ -26,8 +26,8 @@ from llm_recipes.gguf.agreement import (
     tokenizer_differences,
 )
 from llm_recipes.gguf.conversion import Source, converter, write_vocabulary
-from llm_recipes.gguf.evaluation_text import vocabulary_of
 from llm_recipes.gguf.file import read_gguf
+from llm_recipes.gguf.model import GgufModel
 
 # One name of each common way; those of other models are the same or rare.
 COMMON = ("gpt-2", "qwen2", "llama-bpe", "falcon", "gpt-4o", "tekken", "deepseek-llm", "starcoder")
@@ -61,8 +61,8 @@ def fitting(source: Source, tokenizer: Any) -> str | None:
         for name in COMMON:
             try:
                 write_vocabulary(dataclasses.replace(source, pre_tokenizer=name), path)
-                with vocabulary_of(read_gguf(path)) as found:
-                    if not tokenizer_differences(tokenizer, found, texts):
+                with GgufModel.load(read_gguf(path), vocabulary_only=True) as model:
+                    if not tokenizer_differences(tokenizer, model.own_tokenizer, texts):
                         return name
             except LLMError:  # it is only a try
                 continue

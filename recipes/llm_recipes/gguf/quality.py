@@ -128,7 +128,8 @@ def evaluate(file: GgufFile, how: Evaluation, base: Path) -> Quality:
 def _run(
     file: GgufFile, how: Evaluation, base: Path, piece: re.Pattern[str], options: list[str]
 ) -> str:
-    arguments = ["llama-perplexity", "-m", str(file.path), "-f", str(how.text)]
+    # Without --no-escape the two characters \n of a text in LaTeX, JSON or C would be a new line.
+    arguments = ["llama-perplexity", "-m", str(file.path), "-f", str(how.text), "--no-escape"]
     arguments += ["-c", str(how.context), "-b", str(max(1, BATCH // how.context) * how.context)]
     arguments += ["--chunks", str(how.chunks), "--kl-divergence-base", str(base), *options]
     with Progress(f"measuring {file.path.stem}", how.chunks, "pieces of text") as progress:
