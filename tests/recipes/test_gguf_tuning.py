@@ -234,8 +234,8 @@ def test_how_llama_bench_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert bench_rate(model(), "generate", Setting(1, pinned=True), 8, cores) == 12.5
     bench_rate(model(), "prompt", Setting(2, numa="distribute"), 64, cores)
     pinned, free = said.read_text().splitlines()
-    assert pinned.startswith("1 -m m.gguf -o jsonl -r 1 -p 0 -n 8 -t 1 ")
-    assert f"{len(mine)} -m m.gguf -o jsonl -r 1 -p 64 -n 0 -t 2 " in free
+    assert pinned == ("1 -m m.gguf -o jsonl -r 1 -ngl 0 -dev none -p 0 -n 8 -t 1")
+    assert free.startswith(f"{len(mine)} -m m.gguf ") and " -p 64 -n 0 -t 2 " in free
     assert free.endswith("--numa distribute")
     assert sorted(os.sched_getaffinity(0)) == mine
 

@@ -60,7 +60,9 @@ def test_measured_remembered_used_forgotten(
     tune: Tune, tiny_gguf: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_file = tmp_path / "a b.json"
-    done = tune("--model", tiny_gguf, *SMALL, "--output", record_file)
+    model = tmp_path / "a, b's; ü.gguf"
+    model.symlink_to(tiny_gguf)
+    done = tune("--model", model, *SMALL, "--output", record_file)
     assert done.returncode == 0, done.stderr
     assert "(llama.cpp's default)" in done.stdout
     (path,) = kept(cache)

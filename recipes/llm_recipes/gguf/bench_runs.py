@@ -9,9 +9,8 @@ import contextlib
 import json
 import re
 import sys
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,9 @@ from llm_recipes.gguf.bench_points import (
     bytes_read,
 )
 from llm_recipes.gguf.bench_results import RESULTS, Result, append, keep
-from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.model import LAYER_LINE, ContextSettings, buffers, layer_devices
 from llm_recipes.gguf.placement import cache_bytes_per_token
-from llm_recipes.gguf.programs import error_of, run_program
+from llm_recipes.gguf.programs import error_of, readable_path, run_program
 from llm_recipes.gguf.remote_hosts import RemoteHost, verify_layers
 from llm_recipes.gguf.threads import Cores, pinned_to
 
@@ -215,18 +213,6 @@ def command(
     rpc = ["--rpc", ",".join(bench.endpoints)] if bench.endpoints else []
     pairs = [word for pair in options.items() for word in pair]
     return [PROGRAM, *rpc, "--verbose", "--progress", *pairs]
-
-
-@contextlib.contextmanager
-def readable_path(file: GgufFile) -> Iterator[Path]:
-    """The model's path, or a link to it: llama-bench takes a comma for the end of a path."""
-    if "," not in str(file.path):
-        yield file.path
-        return
-    with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
-        for shard in file.shards:
-            (Path(folder) / shard.name.replace(",", "_")).symlink_to(shard.absolute())
-        yield Path(folder) / file.path.name.replace(",", "_")
 
 
 def done_result(

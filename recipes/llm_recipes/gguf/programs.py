@@ -12,14 +12,18 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from llm_recipes.errors import LLMError
+
+if TYPE_CHECKING:
+    from llm_recipes.gguf.file import GgufFile
 
 PR_SET_PDEATHSIG = 1  # prctl.h
 KEPT_LINES = 60
@@ -137,6 +141,18 @@ def end_program(process: subprocess.Popen[bytes], grace_s: float = SECONDS_TO_EN
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def readable_path(file: GgufFile) -> Iterator[Path]:
+    """The model's path, or a link to it: llama-bench takes a comma for the end of a path."""
+    if "," not in str(file.path):
+        yield file.path
+        return
+    with tempfile.TemporaryDirectory(prefix="llm-bench-") as folder:
+        for shard in file.shards:
+            (Path(folder) / shard.name.replace(",", "_")).symlink_to(shard.absolute())
+        yield Path(folder) / file.path.name.replace(",", "_")
 
 
 _libc = ctypes.CDLL(None)  # loaded here: between fork and exec nothing should be

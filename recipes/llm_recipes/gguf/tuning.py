@@ -27,7 +27,7 @@ from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.files import write_text
 from llm_recipes.folders import user_cache
 from llm_recipes.gguf.file import GgufFile
-from llm_recipes.gguf.programs import run_program
+from llm_recipes.gguf.programs import readable_path, run_program
 from llm_recipes.gguf.sweep import Setting, Work
 from llm_recipes.gguf.threads import (
     Cores,
@@ -217,12 +217,12 @@ def bench_rate(file: GgufFile, work: Work, setting: Setting, tokens: int, cores:
         LLMError: If it could not run, with its own words.
     """
     counts = (0, tokens) if work == "generate" else (tokens, 0)
-    command = ["llama-bench", "-m", str(file.path), "-o", "jsonl", "-r", "1"]
-    command += ["-p", str(counts[0]), "-n", str(counts[1]), "-t", str(setting.threads)]
-    command += ["-ngl", "0", "-dev", "none"]
-    command += [] if setting.numa == "none" else ["--numa", setting.numa]
-    with pinned_to(cores.places(setting.threads) if setting.pinned else cores.granted.cpus):
-        output = run_program(command)
+    options = ["-o", "jsonl", "-r", "1", "-ngl", "0", "-dev", "none"]
+    options += ["-p", str(counts[0]), "-n", str(counts[1]), "-t", str(setting.threads)]
+    options += [] if setting.numa == "none" else ["--numa", setting.numa]
+    places = cores.places(setting.threads) if setting.pinned else cores.granted.cpus
+    with readable_path(file) as path, pinned_to(places):
+        output = run_program(["llama-bench", "-m", str(path), *options])
     try:
         (row,) = (json.loads(line) for line in output.splitlines() if line.startswith("{"))
         return float(row["avg_ts"])
