@@ -100,7 +100,7 @@ def measure(
     file: GgufFile, cores: Cores, new_tokens: int, prompt_tokens: int, repeats: int
 ) -> dict[Work, Found]:
     """Sweep over threads for generation, then for prompts with the same NUMA strategy."""
-    from llm_recipes.gguf.sweep import plan_for, sweep
+    from llm_recipes.gguf.sweep import plan_for, sweep, together
     from llm_recipes.gguf.tuning import bench_rate
 
     def measuring(work: Work) -> Measure:
@@ -111,22 +111,21 @@ def measure(
 
         return rate
 
-    generate = sweep(plan_for(cores, "generate"), measuring("generate"), new_tokens, repeats)
-    plan = plan_for(cores, "prompt", generate.best.numa)
-    return {
-        "generate": generate,
-        "prompt": sweep(plan, measuring("prompt"), prompt_tokens, repeats),
-    }
+    plan = plan_for(cores, "generate")
+    generate = sweep(plan, measuring("generate"), new_tokens, repeats)
+    plan_prompt = plan_for(cores, "prompt", generate.best.numa)
+    prompt = sweep(plan_prompt, measuring("prompt"), prompt_tokens, repeats)
+    generate, prompt = together(generate, prompt, plan.default)
+    return {"generate": generate, "prompt": prompt}
 
 
 def result(found: dict[Work, Found]) -> Tuned:
-    """What to remember: a process has one mask and one NUMA strategy for both."""
+    """What to remember."""
     from llm_recipes.gguf.tuning import Tuned
 
     generate, prompt = found["generate"].best, found["prompt"].best
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    pinned = generate.pinned and prompt.pinned
-    return Tuned(generate.threads, prompt.threads, pinned, generate.numa, now)
+    return Tuned(generate.threads, prompt.threads, generate.pinned, generate.numa, now)
 
 
 def rows_of(work: Work, found: Found, cores: Cores) -> list[dict[str, Any]]:
@@ -215,6 +214,8 @@ def write(
     record["metrics"] = {
         "threads": tuned.generate,
         "prompt_threads": tuned.prompt,
+        "pinned": tuned.pinned,
+        "numa": tuned.numa,
         "granted": key,
         "measured": rows,
     }

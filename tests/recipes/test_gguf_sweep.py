@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from fake_system import add_cpus, add_files
 
-from llm_recipes.gguf.sweep import Found, Measure, Plan, Setting, Work, plan_for, sweep
+from llm_recipes.gguf.sweep import (
+    Found,
+    Measure,
+    Plan,
+    Setting,
+    Tried,
+    Work,
+    plan_for,
+    sweep,
+    together,
+)
 from llm_recipes.gguf.threads import granted_cores
 
 Speed = Callable[[Setting], float]
@@ -162,3 +172,39 @@ def test_a_single_cpu(tmp_path: Path) -> None:
     assert plan.first == (Setting(1),)
     found = run(plan, lambda s: 5)
     assert (found.best, len(found.tried[0].rates)) == (Setting(1), 3)
+
+
+def found(rates: dict[Setting, float], best: Setting) -> Found:
+    """What a sweep has found without noise; a rate of less than 2 was only looked at."""
+    tried = [Tried(s, rate, [rate] * 3 if rate >= 2 else []) for s, rate in rates.items()]
+    return Found(tuple(tried), best, "")
+
+
+DEFAULT, FEW, MANY = Setting(8), Setting(3, pinned=True), Setting(6)
+
+
+@pytest.mark.parametrize(
+    ("generate", "prompt", "expected"),
+    [
+        # The same mask: each has its best.
+        ({DEFAULT: 9, FEW: 20}, {DEFAULT: 9, FEW: 20}, (FEW, FEW)),
+        # Generation gains more by its mask than prompts by more threads.
+        ({DEFAULT: 9, FEW: 20}, {DEFAULT: 9, FEW: 11, MANY: 12}, (FEW, FEW)),
+        # Prompts would be slower than the default with that mask: generation gives it up.
+        ({DEFAULT: 9, FEW: 20}, {DEFAULT: 9, FEW: 8, MANY: 12}, (DEFAULT, MANY)),
+        # A hopeless default was only looked at, as what is far from the best.
+        ({DEFAULT: 0.1, FEW: 20}, {DEFAULT: 0.1, FEW: 1.5, MANY: 3}, (FEW, FEW)),
+    ],
+)
+def test_one_process_has_one_mask(
+    generate: dict[Setting, float], prompt: dict[Setting, float], expected: tuple[Setting, Setting]
+) -> None:
+    bests = [max(rates, key=lambda setting: rates[setting]) for rates in (generate, prompt)]
+    pair = together(found(generate, bests[0]), found(prompt, bests[1]), DEFAULT)
+    assert tuple(one.best for one in pair) == expected
+
+
+def test_nodes_are_distributed_for_both_or_for_neither() -> None:
+    spread = Setting(6, numa="distribute")
+    pair = together(found({DEFAULT: 9, spread: 10}, spread), found({DEFAULT: 9}, DEFAULT), DEFAULT)
+    assert [one.best for one in pair] == [DEFAULT, DEFAULT]

@@ -12,6 +12,7 @@ the default's own rounds differ.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -152,6 +153,41 @@ def decide(finalists: list[Tried], plan: Plan) -> tuple[Setting, str]:
         others = "nothing else came close" if len(finalists) == 1 else "nothing is surely better"
         return best.setting, f"llama.cpp's default: {others}"
     return best.setting, f"{against(best, reference):.2f} times llama.cpp's default"
+
+
+def together(generate: Found, prompt: Found, default: Setting) -> tuple[Found, Found]:
+    """The same for a process that does both: it has one mask and one NUMA strategy.
+
+    Where the best differ in that: of pairs that agree, each as good as the default beyond doubt,
+    the one that gains most; the default itself is one of them.
+    """
+    if _kind(generate.best) == _kind(prompt.best):
+        return generate, prompt
+    one, other = max(
+        (
+            pair
+            for pair in itertools.product(_sound(generate, default), _sound(prompt, default))
+            if _kind(pair[0][0]) == _kind(pair[1][0])
+        ),
+        key=lambda pair: pair[0][1] * pair[1][1],
+    )
+    why = "of those that one process can have for generation and prompts"
+    return replace(generate, best=one[0], why=why), replace(prompt, best=other[0], why=why)
+
+
+def _kind(setting: Setting) -> tuple[bool, Numa]:
+    return setting.pinned, setting.numa
+
+
+def _sound(found: Found, default: Setting) -> list[tuple[Setting, float]]:
+    """The default, and what is better beyond doubt; each with its gain."""
+    reference = next(one for one in found.tried if one.setting == default)
+    others = [one for one in found.tried if one is not reference]
+    if reference.rates:
+        better = [one for one in others if one.rates and _beats(one, reference)]
+    else:  # it is hopeless: the first look is enough
+        better = [one for one in others if against(one, reference) > 1]
+    return [(one.setting, against(one, reference)) for one in [reference, *better]]
 
 
 def _beats(one: Tried, reference: Tried) -> bool:
