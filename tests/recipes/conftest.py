@@ -96,8 +96,8 @@ def trained_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
     folder = tmp_path_factory.mktemp("trained") / "tiny"
     maker = [sys.executable, str(RECIPES / "data" / "tiny.py"), "--output", str(folder)]
-    options = ["--steps", "120", "--vocab-size", "1024", "--threads", "2"]
-    subprocess.run([*maker, *options], check=True, env=recipe_environment(), timeout=300)
+    options = ["--steps", "120", "--vocab-size", "1024", "--threads", "1"]
+    subprocess.run([*maker, *options], check=True, env=recipe_environment(), timeout=900)
     return convert(folder, folder.with_name("trained.gguf"), "f16")
 
 
