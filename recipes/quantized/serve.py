@@ -188,6 +188,7 @@ def wanted_of(o: dict[str, Any]) -> Wanted:
 def run(plan: Plan) -> int:
     """Start the server, wait, end it; whatever ends it, its record is written."""
     from llm_recipes.gguf.server_stop import stop_requests
+    from llm_recipes.gguf.threads import counted
     from llm_recipes.record import start_record
 
     record = start_record("quantized/serve", plan.settings, plan.server.device)
@@ -198,7 +199,7 @@ def run(plan: Plan) -> int:
             say(
                 f"loading {plan.server.file.path} ({plan.server.file.bytes / GB:.3g} GB),"
                 f" {plan.settings['parallel']} slots; in GB: {plan.server.need};"
-                f" {plan.server.threads.generate} threads ({plan.server.threads.reason})"
+                f" {counted(plan.server.threads.generate)} ({plan.server.threads.reason})"
             )
             start = time.monotonic()
             with loaded(plan, stop, log) as (server, port):

@@ -226,13 +226,13 @@ def test_other_protocols_are_sent_away(said: bytes) -> None:
 
 
 def test_a_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "_source_towards", lambda host: "8.8.8.8")
+    monkeypatch.setattr(rpc, "source_towards", lambda host: "8.8.8.8")
     with pytest.raises(LLMError, match=r"public address 8\.8\.8\.8") as found:
         rpc.choose_address("n1")
     assert "lo 127.0.0.1" in found.value.why and "LLM_NETWORK_INTERFACE=" in found.value.fix
     assert rpc.choose_address("n1", "lo") == "127.0.0.1"
     for address in ("0.0.0.0", "203.0.113.7", "100.64.0.1", "10.1.2.3", "169.254.1.1"):
-        monkeypatch.setattr(rpc, "_source_towards", lambda host, a=address: a)
+        monkeypatch.setattr(rpc, "source_towards", lambda host, a=address: a)
         refused = address == "0.0.0.0"
         with pytest.raises(LLMError) if refused else contextlib.nullcontext():
             rpc.choose_address("n1")

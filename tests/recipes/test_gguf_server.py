@@ -44,7 +44,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     addresses = [PRIVATE]
     monkeypatch.setattr(server_address, "own_addresses", lambda: addresses)
     monkeypatch.setattr(server_address, "resolved", lambda name: NAMES.get(name))
-    monkeypatch.setattr(server_address, "_source_towards", lambda address: addresses[0])
+    monkeypatch.setattr(server_address, "source_towards", lambda address: addresses[0])
     monkeypatch.setattr(server_address.getpass, "getuser", lambda: "eve")
     return addresses
 

@@ -12,6 +12,7 @@ from typing import Any
 from llm_recipes.errors import LLMError, faults_of
 from llm_recipes.gguf.bench_points import Axes, Point
 from llm_recipes.gguf.placement import shares_of
+from llm_recipes.gguf.threads import MOST_THREADS
 from llm_recipes.record import read_record
 
 RECIPE = "quantized/bench"
@@ -26,7 +27,6 @@ NUMBERS = {
     "prompt_tokens": (0, (512,)),
     "new_tokens": (0, (128,)),
 }
-MOST_THREADS = 512  # GGML_MAX_N_THREADS, ggml.h
 
 
 def option_faults(config: Mapping[str, Any]) -> list[LLMError]:

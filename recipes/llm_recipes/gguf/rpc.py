@@ -28,7 +28,7 @@ from pathlib import Path
 
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf.programs import end_with_parent, ending, error_of, program
-from llm_recipes.gguf.server_address import free_port, is_public
+from llm_recipes.gguf.server_address import free_port, is_public, source_towards
 
 SERVER = "ggml-rpc-server"
 START_S = 120.0  # GPUs may take long to wake up
@@ -83,7 +83,7 @@ def choose_address(towards: str, interface: str = "") -> str:
     Raises:
         LLMError: If there is none, or the internet may reach it.
     """
-    address = interface_address(interface) if interface else _source_towards(towards)
+    address = interface_address(interface) if interface else source_towards(towards)
     if not address:
         fix = "name an interface that all nodes have: export LLM_NETWORK_INTERFACE=ib0"
         if interface:
@@ -110,17 +110,6 @@ def interface_address(interface: str) -> str:
         except OSError:
             return ""
     return socket.inet_ntoa(answer[20:24])
-
-
-def _source_towards(host: str) -> str:
-    """Which of this host's addresses the kernel takes to reach another; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-        except OSError:
-            return ""
-        found: str = probe.getsockname()[0]
-        return found
 
 
 def _interfaces() -> str:

@@ -116,7 +116,7 @@ def private_address(env: Mapping[str, str]) -> str | None:
     """
     login = resolved(env.get("SLURM_SUBMIT_HOST", ""))
     named = env.get("SLURMD_NODENAME") or socket.gethostname()
-    candidates = [_source_towards(login) if login else None, resolved(named), *own_addresses()]
+    candidates = [source_towards(login) if login else None, resolved(named), *own_addresses()]
     mine = set(own_addresses())
     for address in candidates:
         if address in mine and not is_public(address):
@@ -203,7 +203,7 @@ def in_url(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _source_towards(address: str) -> str | None:
+def source_towards(address: str) -> str | None:
     """Which of this machine's addresses the kernel would use to reach another; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -33,7 +33,6 @@ def arguments(
     """The options of llama-server; none of them is a secret, for `ps` shows them."""
     context = plan.context
     slots = context.sequences
-    layers = plan.placement.gpu_layers
     # Before --device, which names what the other hosts offer.
     options: dict[str, object] = {"--rpc": ",".join(rpc)} if rpc else {}
     options |= {
@@ -51,7 +50,7 @@ def arguments(
         "--cache-type-k": context.key_type,
         "--cache-type-v": context.value_type,
         "--flash-attn": context.flash_attention,
-        "--gpu-layers": "all" if layers < 0 else layers,
+        "--gpu-layers": plan.placement.gpu_layers,
         "--split-mode": plan.placement.split,
         "--cache-ram": plan.prompt_cache_bytes // MIB,
         "--ctx-checkpoints": STATE_COPIES,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from llm_recipes.gguf.threads import Cores, Numa
+from llm_recipes.gguf.threads import Cores, Numa, counted
 
 SHARES = (3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8)  # of the granted cores
 LOOK = 4  # a first look has this part of the tokens
@@ -42,8 +42,7 @@ class Setting:
     numa: Numa = "none"
 
     def __str__(self) -> str:
-        words = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        words += ", pinned" if self.pinned else ""
+        words = counted(self.threads) + (", pinned" if self.pinned else "")
         return words if self.numa == "none" else f"{words}, NUMA {self.numa}"
 
 

@@ -44,6 +44,7 @@ from llm_recipes.cpu_topology import (
 from llm_recipes.granted_cpus import SYSTEM, GrantedCpus, granted_cpus
 
 Numa = Literal["none", "distribute"]
+MOST_THREADS = 512  # GGML_MAX_N_THREADS of ggml.h
 MOST_NODES = 8  # GGML_NUMA_MAX_NODES of ggml-cpu.c
 
 
@@ -156,7 +157,7 @@ def numa_strategy(granted: GrantedCpus, system: Path) -> tuple[Numa, str]:
 def reason(cores: Cores) -> str:
     """How the granted cores were counted, in one line."""
     most = max(cores.generate, cores.prompt)
-    words = f"{cores.generate} thread{'s' * (cores.generate > 1)}"
+    words = counted(cores.generate)
     if cores.prompt != cores.generate:
         words += f", {cores.prompt} for prompts"
     words += f": {cores.granted.reason}"
@@ -169,6 +170,11 @@ def reason(cores: Cores) -> str:
     if cores.default != cores.generate:
         parts.append(f"llama.cpp's default is {cores.default}")
     return "; ".join(parts)
+
+
+def counted(threads: int) -> str:
+    """So many threads, in words."""
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def use(threads: Threads) -> None:

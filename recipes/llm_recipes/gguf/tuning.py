@@ -30,6 +30,7 @@ from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.programs import readable_path, run_program
 from llm_recipes.gguf.sweep import Setting, Work
 from llm_recipes.gguf.threads import (
+    MOST_THREADS,
     Cores,
     Numa,
     Threads,
@@ -40,7 +41,6 @@ from llm_recipes.gguf.threads import (
 from llm_recipes.granted_cpus import SYSTEM
 
 SCHEMA = 1
-MOST_THREADS = 512  # GGML_MAX_N_THREADS of ggml.h
 
 
 @dataclass(frozen=True)
