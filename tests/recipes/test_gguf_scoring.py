@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,3 +187,31 @@ def test_neighbours_of_the_order_begin_alike() -> None:
     tokens = [list(branch.tokens) for run in runs for branch in run]
     assert tokens == [[4], [5, 2], [5, 300, 1], [5, 300, 2]]
     assert branches[0].start == 0
+
+
+def test_a_real_model_scores_together_what_it_scores_alone(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beginnings shared, copied and rewound over three sequences: the cells are the right ones."""
+    from llm_recipes.gguf.file import read_gguf
+    from llm_recipes.gguf.model import ContextSettings, GgufModel
+
+    monkeypatch.setattr(scoring, "WORTH_COPYING", 5)
+    chance = random.Random(3)
+    tokens = lambda count: chance.choices(range(3, 500), k=count)  # noqa: E731
+    examples, question = tokens(50), tokens(12)
+    requests = [([*examples, *tokens(5 + number)], 52) for number in range(4)]
+    requests += [([*examples, *question, *tokens(3)], 60) for _ in range(5)]
+    requests += [(tokens(70), 1), ([*examples, *question], 61), (list(examples), 2)]
+    room = {"tokens": 128, "batch": 64, "micro_batch": 32}
+    room |= {"key_type": "f32", "value_type": "f32", "flash_attention": "off"}
+    with GgufModel.load(read_gguf(tiny_gguf)) as model:
+        with model.context(ContextSettings(sequences=3, **room)) as context:  # type: ignore[arg-type]
+            together = all_scores(context, requests)
+        with model.context(ContextSettings(**room)) as context:  # type: ignore[arg-type]
+            alone = [score(context, ids, first) for ids, first in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert len(one.logprobs) == len(other.logprobs) > 0
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-3)
+        np.testing.assert_array_equal(one.best, other.best)
+    assert len({round(float(one.logprobs[-1]), 3) for one in together}) > len(requests) // 2
