@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,16 +90,16 @@ def evaluate(
         hosts: Use the memory of all nodes of the job, by RPC; not encrypted.
     """
     settings = dict(locals())
-    from llm_recipes.gguf.options import placement_faults
-
-    raise_all(option_faults(settings) + placement_faults(settings))
-    if hosts:
+    if hosts:  # first: of all tasks only one goes on, and says what is wrong
         from llm_recipes.gguf.hosts import run_on_hosts
 
-        status = run_on_hosts()
+        status = run_on_hosts(threads if isinstance(threads, int) else None)
         if status is not None:
             return status
     from llm_recipes.gguf.file import read_gguf
+    from llm_recipes.gguf.options import placement_faults
+
+    raise_all(option_faults(settings) + placement_faults(settings))
     from llm_recipes.harness_tasks import load_tasks
     from llm_recipes.record import start_record
 
@@ -145,13 +146,22 @@ def option_faults(settings: dict[str, Any]) -> list[LLMError]:
         elif output.exists() and not settings["overwrite"]:
             fix = "choose another --output, or --overwrite"
             faults.append(LLMError(f"{output} is there already", fix=fix))
-        elif not output.parent.is_dir():
-            fix = f"mkdir -p {output.parent}"
-            faults.append(LLMError(f"cannot write {output}", "its folder does not exist", fix))
-        elif not os.access(output.parent, os.W_OK):
-            fix = "choose another place with --output"
-            faults.append(LLMError(f"cannot write {output}", "its folder is closed to you", fix))
+        else:
+            faults += folder_faults(output, "--output")
+    if settings["cache"] is not None:
+        faults += folder_faults(settings["cache"].expanduser(), "--cache")
     return faults
+
+
+def folder_faults(path: Path, option: str) -> list[LLMError]:
+    """Whether a file can be made where an option wants it."""
+    if not path.parent.is_dir():
+        fix = f"mkdir -p {path.parent}"
+        return [LLMError(f"cannot write {path}", "its folder does not exist", fix)]
+    if not os.access(path.parent, os.W_OK):
+        fix = f"choose another place with {option}"
+        return [LLMError(f"cannot write {path}", "its folder is closed to you", fix)]
+    return []
 
 
 def split_names(tasks: Sequence[str]) -> list[str]:
@@ -177,7 +187,9 @@ def quiet_harness() -> None:
 def device_names() -> str:
     """What computes: the GPUs, else the CPU."""
     from llm_recipes.gguf.engine import devices, gpu_devices
+    from llm_recipes.gguf.hosts import connected_hosts
 
+    connected_hosts()
     return ", ".join(device.description for device in gpu_devices() or devices())
 
 
@@ -225,15 +237,13 @@ def simple_evaluate(
     """
     import lm_eval
 
-    from llm_recipes.gguf.file import gguf_digest
     from llm_recipes.harness_tasks import evaluation_fault
 
     o = settings
     cache: Path | None = o["cache"]
     if cache is not None:
-        # Its keys are the texts alone: another model or another window has other answers.
         cache = cache.expanduser().absolute()
-        cache = cache.with_name(f"{cache.name}-{gguf_digest(lm.model.file)[:12]}-{lm.max_length}")
+        cache = cache.with_name(f"{cache.name}-{answers_key(lm)}")
     try:
         results: dict[str, Any] = lm_eval.simple_evaluate(
             model=lm,
@@ -255,6 +265,16 @@ def simple_evaluate(
     except Exception as error:  # a task's Python, templates, metrics
         raise evaluation_fault(error) from error
     return results
+
+
+def answers_key(lm: GgufLM) -> str:
+    """All that answers depend on besides the texts, which are the keys in lm-eval's cache."""
+    from llm_recipes.gguf.file import gguf_digest
+
+    room = lm.settings
+    parts = [gguf_digest(lm.model.file), lm.max_length, lm.max_gen_toks]
+    parts += [room.key_type, room.value_type]
+    return sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def print_tables(results: dict[str, Any]) -> None:

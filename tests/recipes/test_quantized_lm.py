@@ -407,6 +407,10 @@ def test_answers_in_a_cache_are_not_made_again(
     monkeypatch.setattr(ours, "generate_until", compute)
     manager, loaded = load_tasks([str(tasks / name) for name in ("choose.yaml", "say.yaml")], None)
     assert metrics(recipe.simple_evaluate(ours, options, manager, loaded)) == metrics(first)
+    monkeypatch.setattr(ours, "max_gen_toks", ours.max_gen_toks + 1)  # it may answer otherwise
+    manager, loaded = load_tasks([str(tasks / name) for name in ("choose.yaml", "say.yaml")], None)
+    with pytest.raises((LLMError, AssertionError), match="everything is in the cache"):
+        recipe.simple_evaluate(ours, options, manager, loaded)
 
 
 def test_mistakes_are_said_before_the_model_is_loaded(
@@ -419,10 +423,12 @@ def test_mistakes_are_said_before_the_model_is_loaded(
     done = lm(
         *("--model", tiny_gguf, "--tasks", "x.yaml", "--limit", 0, "--max-gen-toks", -1),
         *("--threads", 0, "--output", tmp_path / "no" / "results.json"),
+        *("--cache", tmp_path / "none" / "answers"),
     )
     assert done.returncode == 2
     for said in ("--limit 0", "--max-gen-toks -1", "--threads 0", "its folder does not exist"):
         assert said in done.stderr
+    assert f"cannot write {tmp_path / 'none' / 'answers'}" in done.stderr
 
 
 def test_unknown_and_broken_tasks(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
