@@ -22,7 +22,7 @@ from llm_recipes.gguf.model import GgufContext, Logits
 from llm_recipes.gguf.shared_prefixes import Branch, Target, Tokens, common_length, plan
 
 LOGIT_BYTES = 2**28  # of a call's logits at most: llama.cpp keeps them all until the next call
-BLOCK_BYTES = 2**22  # of logits whose softmax is computed at once: they stay in the CPU's cache
+BLOCK_BYTES = 2**20  # of logits whose softmax is computed at once: they stay in the CPU's cache
 # Copying takes a sequence's whole room; computing less than this is as fast.
 WORTH_COPYING = 64
 NO_TOKENS: Tokens = np.empty(0, np.int32)
@@ -239,19 +239,14 @@ class _Scoring:
 
 
 def _log_probabilities(logits: Logits, rows: Numbers, tokens: Numbers) -> tuple[Numbers, Numbers]:
-    """Log-probability of `tokens` in `rows` of logits [n, vocabulary], and each row's best token.
-
-    Sums are float64: those of 100,000 small float32 numbers would lose digits.
-    """
+    """Log-probability of `tokens` in `rows` of logits [n, vocabulary], and those most likely."""
     count, vocabulary = logits.shape
     normalizers, best = np.empty(count), np.empty(count, np.int32)
     block = max(1, BLOCK_BYTES // (4 * vocabulary))
     for start in range(0, count, block):
         part = torch.from_numpy(logits[start : start + block])
-        top, index = part.max(dim=1)
-        total = (part - top[:, None]).exp_().sum(dim=1, dtype=torch.float64)
         end = start + len(part)
-        normalizers[start:end] = top.double().add_(total.log()).numpy()
-        best[start:end] = index.numpy()
+        normalizers[start:end] = part.logsumexp(dim=1).numpy()
+        best[start:end] = part.argmax(dim=1).numpy()
     chosen = logits[rows, tokens].astype(np.float64)
     return chosen - normalizers[rows], best[rows]
