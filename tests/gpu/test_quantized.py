@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,18 +30,29 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     yield read_gguf(make_model("tiny", "F16", tmp_path_factory.mktemp("gguf")))
 
 
-def tokens(file: object, placement: object, **room: object) -> tuple[list[tuple[int, ...]], object]:
+PROMPTS = [tuple(range(3, 3 + n)) for n in (5, 40, 9)]
+
+
+def tokens(
+    file: object,
+    placement: object,
+    prompts: Sequence[tuple[int, ...]] = PROMPTS,
+    sequences: int = 2,
+    stop: int | None = None,
+    **room: object,
+) -> tuple[list[tuple[int, ...]], object]:
     """Greedy completions of a few prompts, and where llama.cpp says the layers are."""
     from llm_recipes.decoding import DecodeSettings, Request
     from llm_recipes.gguf.decoder import GgufDecoder
     from llm_recipes.gguf.model import ContextSettings, GgufModel
     from llm_recipes.sampling import Sampling
 
-    requests = [Request(str(n), 0, tuple(range(3, 3 + n))) for n in (5, 40, 9)]
+    requests = [Request(str(n), 0, ids) for n, ids in enumerate(prompts)]
     with GgufModel.load(file, placement) as model:  # type: ignore[arg-type]
-        settings = ContextSettings(tokens=256, sequences=2, **room)  # type: ignore[arg-type]
+        settings = ContextSettings(tokens=256, sequences=sequences, **room)  # type: ignore[arg-type]
         with model.context(settings) as context:
-            limits = DecodeSettings(24, Sampling(), context=256)
+            stops = frozenset() if stop is None else frozenset({stop})
+            limits = DecodeSettings(24, Sampling(), stop_token_ids=stops, context=256)
             decoder = GgufDecoder(context, model.tokenizer, limits)
             found = {c.request.prompt_id: c.token_ids for c in decoder.complete(requests)}
         return [found[request.prompt_id] for request in requests], model.layer_devices
@@ -85,6 +96,36 @@ def test_the_first_tokens_are_those_of_the_cpu(file: object) -> None:
         gpu, _ = tokens(file, placement)
         # Random weights part ways after some tokens of other rounding; the first ones agree.
         assert [row[:4] for row in gpu] == [row[:4] for row in cpu]
+
+
+def check_samples_of_a_prompt(file: object, placement: object) -> None:
+    """The prompt is computed once, and its keys and values are copied to the other samples."""
+    found, _ = tokens(file, placement, [PROMPTS[1]] * 3, sequences=3)
+    # Their cells lie elsewhere in the cache, which may round otherwise after some tokens.
+    first = [row[:4] for row in found]
+    assert len(found[0]) > 4 and first == first[:1] * 3
+
+
+def check_places_of_the_ended(file: object, placement: object) -> None:
+    """A sequence that ends early gives its place to another, whose keys and values move there."""
+    alone, _ = tokens(file, placement, sequences=1)
+    others = {token for row in alone[1:] for token in row[:4]}
+    stop = next(token for token in alone[0][:2] if token not in others)
+    found, _ = tokens(file, placement, sequences=3, stop=stop)
+    assert len(found[0]) <= 2
+    assert [row[:4] for row in found[1:]] == [row[:4] for row in alone[1:]]
+
+
+def test_samples_of_a_prompt_are_the_same(file: object) -> None:
+    from llm_recipes.gguf.model import Placement
+
+    check_samples_of_a_prompt(file, Placement(-1))
+
+
+def test_a_sequence_that_moves_goes_on(file: object) -> None:
+    from llm_recipes.gguf.model import Placement
+
+    check_places_of_the_ended(file, Placement(-1))
 
 
 @pytest.mark.skipif(
