@@ -61,14 +61,19 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         LLMError: If the file system has less left; quotas show only while writing.
     """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = existing_parent(folder)
     free = shutil.disk_usage(there).free
     if free < needed:
         what = f"no space left to write {folder}"
         why = f"{needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB are free"
         raise LLMError(what, why, f"free space in {there}, or choose another --output")
+
+
+def existing_parent(path: Path) -> Path:
+    """The path, or the folder that is there already, in which it would be made."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def folder_files(folder: Path) -> list[str]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from llm_recipes.gguf.quantize_plan import Plan
     from llm_recipes.gguf.quantizing import Target
 
-RECIPE = "quantized/quantize"
 JOB_BYTES = 1.5 * 2**30  # of memory that a job of llama-quantize takes at most
 
 
@@ -120,7 +119,7 @@ def show_plan(plan: Plan) -> None:
         say(f"warning: {line}")
     damaged = [t.path.name for t in plan.targets if plan.states[t.path] == "damaged"]
     if damaged:
-        say(f"changed or cut off since it was made, and made again: {', '.join(damaged)}")
+        say(f"cut off since it was made, and made again: {', '.join(damaged)}")
     texts = plan.texts
     if texts.importance and texts.evaluation and texts.importance.digest == texts.evaluation.digest:
         say("warning: the matrix is made of the text that is measured: it will look too good")
@@ -131,6 +130,7 @@ def show_plan(plan: Plan) -> None:
 def run(plan: Plan) -> int:
     """Make what is missing, measure it, and show it all; what was reached is kept and recorded."""
     from llm_recipes.gguf.file import gguf_digest, read_gguf
+    from llm_recipes.gguf.quantizing import RECIPE
     from llm_recipes.record import start_record, write_record
 
     record = start_record(RECIPE, plan.settings, device_of(plan))
@@ -168,7 +168,7 @@ def make_files(plan: Plan) -> None:
     """The importance matrix and the quantized files that are not there yet."""
     from llm_recipes.gguf.importance import copy_matrix, make_matrix
     from llm_recipes.gguf.quality_table import size_text
-    from llm_recipes.gguf.quantizing import other_types, quantize_all
+    from llm_recipes.gguf.quantizing import RECIPE, other_types, quantize_all
     from llm_recipes.progress import Progress
     from llm_recipes.record import start_record
 
@@ -313,12 +313,9 @@ def notes_of(plan: Plan) -> list[str]:
 
 def device_of(plan: Plan) -> str:
     """What computes."""
-    from llm_recipes.device import choose_device, device_name
-    from llm_recipes.gguf.engine import gpu_devices
+    from llm_recipes.gguf import quality_run
 
-    if plan.engine.gpu_layers:
-        return ", ".join(device.description for device in gpu_devices())
-    return device_name(choose_device("cpu"))
+    return quality_run.device_of(plan.engine.gpu_layers)
 
 
 def say(text: str) -> None:

@@ -157,11 +157,25 @@ def test_the_same_again_makes_and_measures_nothing(
     settings = {"importance_text": str(texts[0]), "evaluate_text": str(texts[1])}
     settings |= {"importance_chunks": 8, "chunks": 4, "threads": 1}
     assert quantize(trained_gguf, measured, ["Q8_0,Q4_K_M,Q2_K"], **settings) == 0
+    assert started  # llama-bench, for its version: the watch sees what is started
     assert files_in(measured) == before
     again = json.loads((measured / "quality.json").read_text())
     assert [{**r, "speed": 0} for r in again["rows"]] == [
         {**r, "speed": 0} for r in json.loads(text)["rows"]
     ]
+
+
+def test_speeds_of_another_machine_are_not_ours(measured: Path) -> None:
+    from dataclasses import replace
+
+    from llm_recipes.gguf.bench_results import read_results
+    from llm_recipes.gguf.quality_run import is_of_this_machine
+
+    results = read_results(measured)
+    assert results and all(map(is_of_this_machine, results))
+    for name in ("cpu_info", "gpu_info"):
+        other = replace(results[0], build={**results[0].build, name: "Another One 9000"})
+        assert not is_of_this_machine(other)
 
 
 def test_only_what_is_missing_or_damaged_is_made(
@@ -178,19 +192,43 @@ def test_only_what_is_missing_or_damaged_is_made(
     ], stem
     with (tmp_path / names[0]).open("r+b") as file:  # cut off
         file.truncate(1000)
-    with (tmp_path / names[1]).open("r+b") as file:  # other bytes
-        file.seek(-10, os.SEEK_END)
-        file.write(b"something")
+    (tmp_path / names[1]).write_bytes(b"")
     os.utime(tmp_path / names[2])  # copied, say: the same bytes at another time
     capsys.readouterr()
     assert make(["Q8_0", "Q4_K_M", "Q2_K", "Q6_K"]) == 0
     said = capsys.readouterr().err
-    assert "changed or cut off since it was made, and made again" in said
+    assert "cut off since it was made, and made again" in said
     after = files_in(tmp_path)
     assert {name: held for name, (_, held) in after.items()} == {
         name: held for name, (_, held) in before.items()
     }
     assert after[names[2]][0] != before[names[2]][0]  # untouched since
+
+
+def test_a_changed_file_is_somebodys_work(
+    quantize: Quantize, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    make = lambda **o: quantize(tiny_gguf, tmp_path, ["Q8_0"], **NO_MEASURES, **o)  # noqa: E731
+    assert make() == 0
+    [made] = tmp_path.glob("*.gguf")
+    before = made.read_bytes()
+    changed = before[:-9] + b"something"
+    made.write_bytes(changed)
+    [fault] = faults_of(make)
+    assert "was changed since it was made" in fault.what and "--overwrite" in fault.fix
+    assert made.read_bytes() == changed
+    assert make(overwrite=True) == 0
+    assert made.read_bytes() == before
+
+
+def test_the_model_is_never_replaced(quantize: Quantize, tiny_gguf: Path, tmp_path: Path) -> None:
+    assert quantize(tiny_gguf, tmp_path, ["Q4_K_M"], **NO_MEASURES) == 0
+    [made] = tmp_path.glob("*.gguf")
+    before = made.read_bytes()
+    options = {"allow_requantize": True, "pure": True, "overwrite": True, **NO_MEASURES}
+    [fault] = faults_of(lambda: quantize(made, tmp_path, ["Q4_K_M"], **options))
+    assert "is the model itself" in fault.what
+    assert made.read_bytes() == before
 
 
 def test_other_settings_do_not_replace_silently(
@@ -298,7 +336,7 @@ def test_no_room_is_said_with_all_sizes(
     [fault] = faults_of(
         lambda: quantize(tiny_gguf, tmp_path / "o", ["Q8_0,Q4_K_M,F16,BF16"], **NO_MEASURES)
     )
-    assert "no space left" in fault.what
+    assert "no space left" in fault.what and "fewer --types" in fault.fix
     assert all(name in fault.why for name in ("Q8_0 1.55 MB", "Q4_K_M 0.9", "F16 2.", "are free"))
     assert not (tmp_path / "o").exists()
 

@@ -29,7 +29,7 @@ from llm_recipes.sweep_report import aligned
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that was measured. memory_bytes: weights, cache and scratch in use."""
+    """A model that was measured. memory_bytes: weights, cache, scratch; estimated."""
 
     model: Model
     scored: Scored

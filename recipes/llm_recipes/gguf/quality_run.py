@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from llm_recipes.device import measure_peak, use_granted_cpus
+from llm_recipes.device import choose_device, device_name, measure_peak, use_granted_cpus
 from llm_recipes.files import write_fault, write_text
 from llm_recipes.gguf.bench_plan import llama_version
 from llm_recipes.gguf.bench_points import DONE, Measurement, Model, Point, Setting
 from llm_recipes.gguf.bench_results import RESULTS, Result, missing_tests, read_results
 from llm_recipes.gguf.bench_runs import Bench, measure
+from llm_recipes.gguf.engine import devices, gpu_devices
 from llm_recipes.gguf.evaluation_text import Text
 from llm_recipes.gguf.file import GgufFile, gguf_digest
 from llm_recipes.gguf.importance import BATCH, Engine
@@ -36,6 +37,7 @@ from llm_recipes.gguf.quantizing import check_space
 from llm_recipes.gguf.threads import granted_cores
 
 MEASURED = "measured"
+LESS_SCRATCH = "--scratch FOLDER on a larger disk, fewer --chunks, or --no-quality"
 PROMPT, NEW, REPEATS = Measurement(prompt=512), Measurement(new=128), 3
 
 
@@ -95,7 +97,8 @@ def measure_quality(
         path = folder / "text.txt"
         path.write_text(text.content, encoding="utf-8", newline="\n")
         how = Evaluation(path, context, chunks, engine)
-        check_space(folder, {"the source's predictions": how.base_bytes(plan.source.vocabulary)})
+        sizes = {"the source's predictions": how.base_bytes(plan.source.vocabulary)}
+        check_space(folder, sizes, LESS_SCRATCH)
         base = folder / "predictions"
         say(f"measuring quality: {how.tokens} tokens of {text.name}, the source first")
         found[plan.source.path] = evaluate_source(plan.source, how, base)
@@ -130,6 +133,7 @@ def measure_speed(
         setting = Setting(threads=threads, gpu_layers=gpu_layers)
         point = Point(Model(file, gguf_digest(file)), setting, (PROMPT, NEW))
         results = read_results(output) if (output / RESULTS).exists() else []
+        results = [result for result in results if is_of_this_machine(result)]
         tests = missing_tests(point, 1, results, (), bench.version)
         if tests:
             say(f"measuring the speed of {file.path.name}")
@@ -141,6 +145,18 @@ def measure_speed(
                 say(f"{file.path.name}, {result.measurement.title}: {result.status}, {result.note}")
         speeds[file.path] = _speed(ours.get(PROMPT), ours.get(NEW), bandwidth)
     return speeds
+
+
+def is_of_this_machine(result: Result) -> bool:
+    """Whether a result's processor and GPUs are those of this machine.
+
+    Of what was not measured it isn't known: that is tried again.
+    """
+    names = {"cpu_info": ("cpu", "accel"), "gpu_info": ("gpu", "igpu")}
+    return all(
+        result.build.get(name) == ", ".join(d.description for d in devices() if d.kind in kinds)
+        for name, kinds in names.items()
+    )
 
 
 def bandwidth_of(layers: int, gpu_layers: int) -> float | None:
@@ -156,6 +172,13 @@ def bandwidth_of(layers: int, gpu_layers: int) -> float | None:
     if gpu_layers >= layers and torch.cuda.is_available() and torch.cuda.device_count() == 1:
         return measure_peak(torch.device("cuda", 0), torch.float16).bytes_per_s
     return None
+
+
+def device_of(gpu_layers: int) -> str:
+    """What computes."""
+    if gpu_layers:
+        return ", ".join(device.description for device in gpu_devices())
+    return device_name(choose_device("cpu"))
 
 
 def measuring_context(context: int) -> ContextSettings:

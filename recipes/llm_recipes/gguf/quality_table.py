@@ -42,7 +42,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
-    """A file. memory_bytes: weights, cache and scratch. fallbacks: tensors of other types."""
+    """A file. memory_bytes: as estimated. fallbacks: tensors of other types."""
 
     type: str
     file: str
@@ -103,7 +103,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     ]
     if any(row.quality for row in rows):
         shown += OF_QUALITY
-    meaning = "weights, cache and scratch while quality is measured"
+    meaning = "estimated: weights, cache and scratch while quality is measured"
     shown.append((f"memory {unit}", meaning, lambda row: f"{row.memory_bytes / size:.2f}"))
     if any(row.speed for row in rows):
         shown += OF_SPEED

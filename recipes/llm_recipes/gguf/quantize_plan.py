@@ -36,7 +36,13 @@ from llm_recipes.gguf.importance import (
 from llm_recipes.gguf.options import placement_faults
 from llm_recipes.gguf.placement import plan_placement
 from llm_recipes.gguf.quality import Evaluation, piece_size
-from llm_recipes.gguf.quality_run import QualityPlan, measuring_context, plan_quality, say
+from llm_recipes.gguf.quality_run import (
+    LESS_SCRATCH,
+    QualityPlan,
+    measuring_context,
+    plan_quality,
+    say,
+)
 from llm_recipes.gguf.quant_prediction import (
     Prediction,
     QuantSettings,
@@ -53,6 +59,7 @@ from llm_recipes.gguf.quantizing import (
     state_of,
 )
 from llm_recipes.gguf.threads import granted_threads
+from llm_recipes.made_folder import existing_parent
 
 DEFAULT_TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M"
 
@@ -133,7 +140,7 @@ def make_plan(settings: dict[str, Any]) -> Plan:
         found["texts"],
         matrix,
         targets,
-        states_of(targets, o["overwrite"]),
+        states_of(targets, source, o["overwrite"]),
     )
 
 
@@ -259,7 +266,7 @@ def make_targets(
     return targets
 
 
-def states_of(targets: Sequence[Target], overwrite: bool) -> dict[Path, str]:
+def states_of(targets: Sequence[Target], source: GgufFile, overwrite: bool) -> dict[Path, str]:
     """Whether each file is there, missing or damaged.
 
     Raises:
@@ -268,6 +275,9 @@ def states_of(targets: Sequence[Target], overwrite: bool) -> dict[Path, str]:
     found: dict[Path, str] = {}
 
     def look(target: Target) -> None:
+        if target.path.exists() and any(map(target.path.samefile, source.shards)):
+            why = "the quantized one would get its name"
+            raise LLMError(f"{target.path} is the model itself", why, "choose another --output")
         found[target.path] = state_of(target, overwrite)
 
     faults = [fault for target in targets for fault in faults_of(partial(look, target))]
@@ -292,7 +302,7 @@ def check_plan(plan: Plan) -> None:
     if _device(plan.output) == _device(plan.scratch):
         sizes, held = {**sizes, **held}, {}
     faults = faults_of(lambda: check_space(plan.output, sizes))
-    raise_all(faults + faults_of(lambda: check_space(plan.scratch, held)))
+    raise_all(faults + faults_of(lambda: check_space(plan.scratch, held, LESS_SCRATCH)))
 
 
 def plan_of_quality(plan: Plan, files: Sequence[GgufFile]) -> QualityPlan:
@@ -308,6 +318,4 @@ def limited(available: int, most: int) -> int:
 
 def _device(folder: Path) -> int:
     """The file system that a folder is on, or will be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.stat().st_dev
+    return existing_parent(folder).stat().st_dev

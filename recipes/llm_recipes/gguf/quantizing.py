@@ -25,12 +25,14 @@ from llm_recipes.gguf.quality_table import size_text
 from llm_recipes.gguf.quant_prediction import Prediction, QuantSettings
 from llm_recipes.gguf.quant_types import ALIASES, TYPES
 from llm_recipes.gguf.watched_programs import Command, run_several
+from llm_recipes.made_folder import existing_parent
 from llm_recipes.record import read_record, record_path, write_record
 
 RECIPE = "quantized/quantize"
 # Rows of a tensor that are in memory at once; a slab's bytes do not depend on the others'.
 BUFFER_MIB = 1024
 MARGIN_BYTES = 16 * 2**20  # for records, tables and the file system's own
+FEWER = "fewer --types, or another --output"
 THERE, MISSING, DAMAGED = "there", "missing", "damaged"
 TENSOR_DONE = re.compile(r"^\[ *\d+/ *\d+\] ", re.MULTILINE)
 
@@ -72,7 +74,7 @@ def settings_record(settings: QuantSettings) -> dict[str, Any]:
 
 
 def state_of(target: Target, overwrite: bool) -> str:
-    """Whether a file is there, missing, or damaged and to be made again.
+    """Whether a file is there, missing, or cut off and to be made again.
 
     Raises:
         LLMError: If something else is there and is not to be overwritten.
@@ -98,29 +100,36 @@ def state_of(target: Target, overwrite: bool) -> str:
         ]
         what = f"{target.path} was made of another model or with other settings"
         raise LLMError(what, "; ".join(differs), _other_place())
-    return THERE if _is_unchanged(target.path, record) else DAMAGED
+    if _is_unchanged(target.path, record):
+        return THERE
+    if _is_cut_off(target.path):
+        return DAMAGED
+    if overwrite:
+        return MISSING
+    why = "it is whole, but has not the bytes that its record names: it may be somebody's work"
+    raise LLMError(f"{target.path} was changed since it was made", why, _other_place())
 
 
-def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
+def check_space(folder: Path, sizes: Mapping[str, int], fix: str = FEWER) -> None:
     """See that everything that is to be written finds its bytes, with all sizes.
 
     Args:
         folder: Where it is written; it need not exist.
         sizes: Bytes by what they are for.
+        fix: What helps, besides space there.
 
     Raises:
         LLMError: If the file system has less left; quotas show only while writing.
     """
     needed = sum(sizes.values()) + MARGIN_BYTES
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
+    there = existing_parent(folder)
     free = shutil.disk_usage(there).free
     if sizes and free < needed:
         parts = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
         why = f"{size_text(needed)} are needed ({parts}) and {size_text(free)} are free"
-        fix = f"free space in {there}, fewer --types, or another --output"
-        raise LLMError(f"no space left to write into {folder}", why, fix)
+        raise LLMError(
+            f"no space left to write into {folder}", why, f"free space in {there}, {fix}"
+        )
 
 
 def quantize_all(
@@ -268,6 +277,15 @@ def _is_unchanged(path: Path, record: Mapping[str, Any]) -> bool:
             return file_digest(file, "sha256").hexdigest() == record.get("output_digest")
     except OSError:
         return False
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a file is no whole GGUF any more."""
+    try:
+        read_gguf(path)
+    except (LLMError, ExceptionGroup):
+        return True
+    return False
 
 
 def _with_cause(fault: LLMError, targets: Sequence[Target]) -> LLMError:
