@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_recipes.gguf.comparison import Scored
     from llm_recipes.gguf.comparison_report import Entry
     from llm_recipes.gguf.evaluation_text import Text
+    from llm_recipes.gguf.model import ContextSettings, Placement
     from llm_recipes.gguf.passages import Passage
 
 RECIPE = "quantized/compare"
@@ -116,16 +117,20 @@ def run(
     settings: dict[str, Any], models: Sequence[Model], text: Text, passages: Sequence[Passage]
 ) -> int:
     """Score and measure what is not known yet, and show it all."""
-    from llm_recipes.device import choose_device, device_name
+    from llm_recipes.gguf.quality_run import device_of
     from llm_recipes.record import start_record, write_record
 
     output = Path(settings["output"]).expanduser().absolute()
-    record = start_record(RECIPE, settings, device_name(choose_device("cpu")))
+    placements = [placement_of(settings, model) for model in models]
+    record = start_record(RECIPE, settings, device_of(max(p.gpu_layers for p in placements)))
     record["data"] = {"path": text.name, "digest": text.digest, "rows": len(passages)}
     record["model"] = {"models": [model.described() for model in models]}
     status = "failed"
     try:
-        entries = [measure(settings, model, passages, output) for model in models]
+        entries = [
+            measure(settings, model, placement, passages, output)
+            for model, placement in zip(models, placements, strict=True)
+        ]
         record["metrics"] = show(entries, text, passages, output)
         status = "complete"
     except (KeyboardInterrupt, Terminated):
@@ -140,22 +145,41 @@ def run(
     return 0
 
 
+def room_of(settings: dict[str, Any]) -> ContextSettings:
+    """What scoring passages needs."""
+    from llm_recipes.gguf.comparison import SEQUENCES
+    from llm_recipes.gguf.model import ContextSettings
+
+    return ContextSettings(settings["context"], SEQUENCES)
+
+
+def placement_of(settings: dict[str, Any], model: Model) -> Placement:
+    """Where a model's layers go.
+
+    Raises:
+        LLMError: If it does not fit.
+    """
+    from llm_recipes.gguf.placement import plan_placement
+
+    return plan_placement(model.file, settings["gpu_layers"], "layer", (), room_of(settings))
+
+
 def measure(
-    settings: dict[str, Any], model: Model, passages: Sequence[Passage], output: Path
+    settings: dict[str, Any],
+    model: Model,
+    placement: Placement,
+    passages: Sequence[Passage],
+    output: Path,
 ) -> Entry:
     """A model's scores and speed."""
-    from llm_recipes.gguf.comparison import SEQUENCES
     from llm_recipes.gguf.comparison_report import Entry
     from llm_recipes.gguf.importance import Engine
-    from llm_recipes.gguf.model import ContextSettings
-    from llm_recipes.gguf.placement import memory_need, plan_placement
+    from llm_recipes.gguf.placement import memory_need
     from llm_recipes.gguf.quality_run import bandwidth_of, measure_speed
     from llm_recipes.gguf.threads import granted_threads
 
     threads = settings["threads"]
     count = granted_threads().generate if threads == "auto" else threads
-    room = ContextSettings(settings["context"], SEQUENCES)
-    placement = plan_placement(model.file, settings["gpu_layers"], "layer", (), room)
     engine = Engine(count, placement.gpu_layers)
     scored = scores_of(model, passages, placement, engine, output)
     speed = None
@@ -164,11 +188,11 @@ def measure(
         bandwidth = bandwidth_of(model.file.layers + 1, layers)
         found = measure_speed([model.file], output, count, layers, bandwidth)
         speed = found[model.file.path]
-    return Entry(model, scored, memory_need(model.file, room).total, speed)
+    return Entry(model, scored, memory_need(model.file, room_of(settings)).total, speed)
 
 
 def scores_of(
-    model: Model, passages: Sequence[Passage], placement: Any, engine: Any, output: Path
+    model: Model, passages: Sequence[Passage], placement: Placement, engine: Any, output: Path
 ) -> Scored:
     """A model's scores, which are kept."""
     from llm_recipes.gguf.comparison import (
