@@ -25,6 +25,7 @@ def merge_into(
     rows: int | None,
     own: torch.dtype,
     target: torch.dtype,
+    wider: str = "--dtype fp32",
 ) -> Comparison:
     """Load, merge, write, load again and compare.
 
@@ -35,6 +36,7 @@ def merge_into(
         rows: What `check_adapter` has found.
         own: Type of the base's weights.
         target: Type that the merged weights get.
+        wider: The option that keeps what rounding to this type loses.
 
     Raises:
         LLMError: If the merged model answers otherwise than its rounding explains.
@@ -54,11 +56,11 @@ def merge_into(
     merging.check_tokens(folder, 1)  # the tokenizer can be loaded
     answers = merging.logits_in_fp32(merging.load_merged(folder, target), ids)
     found = merging.compare(answers, wanted, plain, target)
-    _report(found)
+    _report(found, wider)
     return found
 
 
-def _report(found: Comparison) -> None:
+def _report(found: Comparison, wider: str) -> None:
     """Tell what the comparison showed.
 
     Raises:
@@ -72,10 +74,10 @@ def _report(found: Comparison) -> None:
     if not found.difference <= found.allowed:  # NaN too
         what = "the merged model does not answer as base and adapter do"
         why = f"{figures}; rounding explains {found.allowed:.2g}"
-        raise LLMError(what, why, "--dtype fp32 if the base's type is too coarse for this adapter")
+        raise LLMError(what, why, f"{wider} if the base's type is too coarse for this adapter")
     say(figures)
     if found.difference > found.adapter_effect / 2:
-        say("the adapter changes less than rounding does: --dtype fp32 keeps what it has learned")
+        say(f"the adapter changes less than rounding does: {wider} keeps what it has learned")
 
 
 def say(text: str) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from llm_recipes.gguf.agreement import Agreement
     from llm_recipes.gguf.conversion import Draft, Source
+    from llm_recipes.gguf.file import GgufFile
     from llm_recipes.model_folder import ModelFolder
 
 TOKENS_DIFFER = "the GGUF's tokenizer would not make the tokens of the model's own"
@@ -38,6 +39,7 @@ class Plan:
     """A checked command line. settings: the options by name. type: f32, f16, bf16 or q8_0.
 
     base: what is converted, or what the adapter is merged into. stored: type of its weights.
+    merged: type of the weights that go into the GGUF: of an adapter, f32 keeps all it has learned.
     rows: of the adapter's embeddings, if the base has another number.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     base: ModelFolder
     adapter: Path | None
     stored: torch.dtype
+    merged: torch.dtype
     type: str
     rows: int | None
 
@@ -96,6 +99,8 @@ def convert(
     }
     if not overwrite and made_again(plan.output, record["made_with"]):
         say(f"nothing to do: {plan.output} is made of this model already")
+        if check_tokens:
+            catch_up(plan)
         return
     check_output(plan.output, overwrite)
     text = check_text_of(settings)
@@ -104,6 +109,33 @@ def convert(
     kind = f"{dtype_name(plan.stored)} as {plan.type}"
     say(f"converting {plan.base.path} ({plan.base.bytes / GB:.3g} GB, {kind})")
     make(plan, text, record)
+
+
+def catch_up(plan: Plan) -> None:
+    """Compare a finished file that was not compared, and say what speaks against it.
+
+    Raises:
+        LLMError: If it answers otherwise.
+    """
+    from llm_recipes.device import use_granted_cpus
+    from llm_recipes.gguf.file import read_gguf
+    from llm_recipes.gguf.new_gguf import NOT_COMPARED, doubt_of
+    from llm_recipes.record import read_record, record_path, write_record
+    from llm_recipes.tokenizer_folder import load_tokenizer
+
+    record = read_record(record_path(plan.output)) or {}
+    doubt = doubt_of(record)
+    if doubt == NOT_COMPARED and plan.adapter is None:
+        text = check_text_of(plan.settings)
+        use_granted_cpus()
+        _, tokenizer = load_tokenizer(str(plan.base.path))
+        record["metrics"].pop("not_compared", None)
+        found = compare_answers(plan, plan.base, read_gguf(plan.output), tokenizer, text, record)
+        if found is not None and not found.holds and not plan.settings["accept_differences"]:
+            raise disagreement(found, plan.output)
+        write_record(record_path(plan.output), record, "complete")
+    elif doubt:
+        say(f"note: {doubt}; --overwrite converts it again, and compares")
 
 
 def option_faults(settings: dict[str, Any]) -> list[LLMError]:
@@ -139,6 +171,8 @@ def make_plan(settings: dict[str, Any]) -> Plan:
     Raises:
         LLMError, ExceptionGroup: What is missing, damaged or does not fit.
     """
+    import torch
+
     from llm_recipes.adapters import find_base
     from llm_recipes.merging import check_adapter, stored_dtype
     from llm_recipes.model_folder import find_adapter, find_model
@@ -153,7 +187,8 @@ def make_plan(settings: dict[str, Any]) -> Plan:
     stored = stored_dtype(base)
     kind = own_type(stored) if settings["type"] == "auto" else settings["type"]
     output = settings["output"].expanduser().absolute()
-    return Plan(settings, output, base, adapter, stored, kind, rows)
+    merged = torch.float32 if adapter is not None and kind == "f32" else stored
+    return Plan(settings, output, base, adapter, stored, merged, kind, rows)
 
 
 def own_type(stored: torch.dtype) -> str:
@@ -178,7 +213,7 @@ def early_faults(plan: Plan) -> list[LLMError]:
     bits = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}[plan.type]
     needed = plan.base.bytes * bits / (8 * plan.stored.itemsize)
     if plan.adapter is not None:
-        needed += plan.base.bytes  # the merged model
+        needed += plan.base.bytes * plan.merged.itemsize / plan.stored.itemsize  # merged model
     return found + faults_of(lambda: check_space(plan.output, int(needed)))
 
 
@@ -195,7 +230,8 @@ def make(plan: Plan, text: str, record: dict[str, Any]) -> None:
         # What the base's architecture and tokenizer can't be, merging would not change.
         begin(plan, plan.base.path, partial)[0].close()
         with merged_folder(plan.output) as folder:
-            merge_into(folder, plan.base, plan.adapter, plan.rows, plan.stored, plan.stored)
+            kinds = plan.stored, plan.merged
+            merge_into(folder, plan.base, plan.adapter, plan.rows, *kinds, "--type f32")
             convert_folder(plan, find_model(str(folder)), partial, text, record)
 
 
@@ -225,7 +261,7 @@ def convert_folder(
         "bits_per_weight": round(draft.file.bits_per_weight, 3),
         "token_differences": differences,
     }
-    agreement = compare_answers(plan, model, draft, tokenizer, text, record)
+    agreement = compare_answers(plan, model, draft.file, tokenizer, text, record)
     if agreement is not None and not agreement.holds:
         if not plan.settings["accept_differences"]:
             kept = disagreeing_name(plan.output)
@@ -307,7 +343,12 @@ def compare_tokenizers(
 
 
 def compare_answers(
-    plan: Plan, model: ModelFolder, draft: Draft, tokenizer: Any, text: str, record: dict[str, Any]
+    plan: Plan,
+    model: ModelFolder,
+    file: GgufFile,
+    tokenizer: Any,
+    text: str,
+    record: dict[str, Any],
 ) -> Agreement | None:
     """Let both models read the text; None, with a note, where that can't be.
 
@@ -319,20 +360,20 @@ def compare_answers(
 
     if not text:
         return None
-    length = draft.file.context_length or agreements.WINDOW
+    length = file.context_length or agreements.WINDOW
     windows = agreements.windows_of(text, tokenizer, plan.settings["check_tokens"], length)
-    lacking = agreements.memory_lacking(model.bytes, draft.file)
+    lacking = agreements.memory_lacking(model.bytes, file)
     if lacking:
         not_compared(lacking, record)
         return None
     say(f"comparing {sum(map(len, windows))} tokens with transformers in fp32")
     try:
         with memory_errors("transformers computed the text", "--check-tokens 0"):
-            wanted = agreements.transformers_scores(model.path, plan.stored, windows)
+            wanted = agreements.transformers_scores(model.path, plan.merged, windows)
     except LLMError as error:  # a kind of model or of weights that it can't run here
         not_compared(f"{error.what}: {error.why}", record)
         return None
-    found = agreements.gguf_scores(draft.path, windows, use_granted_cpus())
+    found = agreements.gguf_scores(file.path, windows, use_granted_cpus())
     agreement = agreements.compare_scores(found, wanted, plan.type)
     record["metrics"]["agreement"] = agreement.as_record()
     say(str(agreement))

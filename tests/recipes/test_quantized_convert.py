@@ -22,6 +22,7 @@ from test_merge import make_adapter
 from llm_recipes.errors import LLMError
 from llm_recipes.gguf import agreement
 from llm_recipes.gguf.file import gguf_digest, read_gguf
+from llm_recipes.record import record_path
 
 pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
 SCRIPT = RECIPES / "quantized" / "convert.py"
@@ -146,6 +147,23 @@ def test_base_and_adapter(peaked: Path, tmp_path: Path, convert: Convert) -> Non
     with pytest.raises(LLMError, match="is no adapter of"):
         convert(out / "other.gguf", str(other), str(adapter))
     assert names(out) == files
+
+
+def test_an_adapter_in_f32_is_not_rounded_to_the_base(
+    peaked: Path, tmp_path: Path, convert: Convert
+) -> None:
+    from gguf import GGUFReader
+
+    base = shutil.copytree(peaked, tmp_path / "bf16")
+    narrow = {n: w.bfloat16() for n, w in load_file(base / "model.safetensors").items()}
+    save_file(narrow, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = make_adapter(tmp_path / "lora", base)
+    output = tmp_path / "tuned.gguf"
+    convert(output, adapter=str(adapter), type="f32", check_tokens=100)
+    assert record_of(output)["metrics"]["agreement"]["logprob_difference"] < 1e-3
+    [data] = [t.data for t in GGUFReader(output).tensors if t.name == "blk.0.ffn_up.weight"]
+    weights = torch.from_numpy(data.copy())
+    assert (weights.bfloat16().float() != weights).float().mean() > 0.5
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -307,6 +325,26 @@ def test_a_closed_folder(tiny_hf: Path, tmp_path: Path, convert: Convert) -> Non
 
 def test_torch_is_left_as_it_was(tiny_hf: Path, tmp_path: Path, convert: Convert) -> None:
     convert(tmp_path / "a.gguf", str(tiny_hf), check_tokens=0)
-    assert not torch.is_inference_mode_enabled() and "not_compared" not in record_of(
-        tmp_path / "a.gguf"
-    )
+    assert not torch.is_inference_mode_enabled()
+    metrics = record_of(tmp_path / "a.gguf")["metrics"]
+    assert metrics["bytes"] and not {"agreement", "not_compared"} & metrics.keys()
+
+
+def test_what_was_not_compared_is_not_called_the_same(
+    tiny_hf: Path, tmp_path: Path, convert: Convert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new folder; ü" / "a.gguf"
+    convert(output, str(tiny_hf), check_tokens=0)
+    convert(output, str(tiny_hf))
+    said = capsys.readouterr().err
+    assert "nothing to do" in said and "comparing" in said
+    assert record_of(output)["metrics"]["agreement"]["same_top"] > 0.99
+    convert(output, str(tiny_hf))
+    said = capsys.readouterr().err
+    assert "nothing to do" in said and "note:" not in said
+    assert "comparing" not in said
+    record = record_of(output)
+    record["metrics"]["agreement"]["same_but_ties"] = 0.5
+    record_path(output).write_text(json.dumps(record))
+    convert(output, str(tiny_hf))
+    assert "only 50.00% of its likeliest tokens" in capsys.readouterr().err

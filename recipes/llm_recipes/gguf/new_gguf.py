@@ -18,6 +18,7 @@ from llm_recipes.gguf.file import SHARD, gguf_digest, read_gguf
 from llm_recipes.record import read_record, record_path, write_record
 
 RECIPE = "quantized/convert"
+NOT_COMPARED = "it was never compared with transformers"
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -54,14 +55,34 @@ def made_again(path: Path, made_with: Mapping[str, Any]) -> bool:
         return False
 
 
+def doubt_of(record: Mapping[str, Any]) -> str:
+    """Why a file with this record may not answer as transformers does; empty if it was seen to."""
+    metrics = record.get("metrics") or {}
+    found = metrics.get("agreement")
+    if not found:
+        return NOT_COMPARED
+    if found.get("logprob_difference") is None:
+        return "it was accepted although it computes no numbers"
+    share, limit = found.get("same_but_ties") or 0, found.get("limit") or 1
+    if share < limit:
+        return f"it was accepted although only {share:.2%} of its likeliest tokens are the same"
+    return ""
+
+
 @contextlib.contextmanager
 def new_gguf(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder; what still has it when the block ends is removed.
+
+    The folder is made.
 
     Raises:
         LLMError: If the folder can't be written, or another process is writing the same file.
     """
     partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_fault(path, error) from error
     with open_locked(partial):
         try:
             yield partial
