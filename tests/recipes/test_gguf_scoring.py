@@ -27,7 +27,8 @@ class PretendContext:
     def __init__(
         self, tokens: int = 64, sequences: int = 4, batch: int = 16, rewinds: bool = True
     ) -> None:
-        self.settings = SimpleNamespace(sequences=sequences, batch=batch)
+        self.settings = SimpleNamespace(sequences=sequences)
+        self.batch = batch
         self.model = SimpleNamespace(vocabulary=VOCABULARY)
         self.tokens = tokens
         self.rewinds = rewinds
@@ -36,7 +37,7 @@ class PretendContext:
         self.calls: list[tuple[int, int]] = []
 
     def decode(self, token_ids: Any, positions: Any, sequences: Any, wanted: Any) -> Any:
-        assert 0 < len(token_ids) <= self.settings.batch
+        assert 0 < len(token_ids) <= self.batch
         assert len(token_ids) == len(positions) == len(sequences) == len(wanted)
         assert list(sequences) == sorted(sequences)
         rows = []

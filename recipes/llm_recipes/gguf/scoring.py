@@ -186,7 +186,7 @@ class _Scoring:
 
     def _next_chunks(self) -> list[_Chunk]:
         """What fits into a call, slot after slot: llama.cpp wants their numbers to rise."""
-        room, rows = self.context.settings.batch, self.rows
+        room, rows = self.context.batch, self.rows
         chunks = []
         for slot in self.slots:
             if slot.branch is None or not room or not rows:
