@@ -16,9 +16,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
@@ -26,11 +26,28 @@ from cpu_group import cpu_group
 
 from llm_recipes.cli import run_recipe
 
+if TYPE_CHECKING:
+    from llm_recipes.gguf.sweep import Setting
+
 TUNE = Path(__file__).resolve().parents[1] / "recipes" / "quantized" / "tune.py"
-GRANTED = (
-    "from llm_recipes.gguf.threads import *; cores = granted_cores(); "
-    "print(cores.generate, cores.prompt, cores.default)"
-)
+# In the scenario, as recipes do it: threads, their CPUs and the NUMA strategy.
+GRANTED = """
+import dataclasses, json
+from llm_recipes.gguf.sweep import plan_for
+from llm_recipes.gguf.threads import granted_cores
+plans = {work: plan_for(granted_cores(), work) for work in ("generate", "prompt")}
+print(json.dumps({work: dataclasses.asdict(plan) for work, plan in plans.items()}))
+"""
+RATE = """
+import json, pathlib, sys
+from llm_recipes.gguf.file import read_gguf
+from llm_recipes.gguf.sweep import Setting
+from llm_recipes.gguf.threads import granted_cores
+from llm_recipes.gguf.tuning import bench_rate
+model, work, setting, tokens = sys.argv[1:]
+setting = Setting(**json.loads(setting))
+print(bench_rate(read_gguf(pathlib.Path(model)), work, setting, int(tokens), granted_cores()))
+"""
 WORKS = ("generate", "prompt")
 
 
@@ -106,50 +123,49 @@ def scenarios(quotas: Sequence[float]) -> Iterator[Scenario]:
 def measure(
     scenario: Scenario, model: Path, tokens: dict[str, int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Tune there, then measure each number of threads in turn; one row for each kind of work.
+    """Tune there, then measure each way in turn; one row for each kind of work.
 
-    What chose the same number is the same: it is measured once.
+    Ways that chose the same are the same: it is measured once.
     """
-    generate, prompt, default = granted_there(scenario)
-    granted = {"generate": generate, "prompt": prompt}
+    granted = granted_there(scenario)
     tuned = tuned_there(scenario, model)
     rows = []
     for work in WORKS:
-        threads = {"default": default, "granted": granted[work], "tuned": tuned[work]}
-        rates: dict[int, list[float]] = {count: [] for count in threads.values()}
+        ways = {**granted[work], "tuned": tuned[work]}
+        rates: dict[Setting, list[float]] = {setting: [] for setting in ways.values()}
         for _ in range(rounds):
-            for count, found in rates.items():
-                found.append(bench(scenario, model, work, tokens[work], count))
+            for setting, found in rates.items():
+                found.append(bench(scenario, model, work, tokens[work], setting))
+        default = ways["default"]
         rows.append(
             {
                 "scenario": scenario.name,
                 "cpus": scenario.cpus,
                 "emulated": scenario.emulated,
                 "work": work,
-                "threads": threads,
-                "tokens_per_s": {
-                    name: statistics.median(rates[count]) for name, count in threads.items()
-                },
-                "ratio": {
-                    name: ratio(rates[count], rates[default]) for name, count in threads.items()
-                },
-                "all_tokens_per_s": {str(count): found for count, found in rates.items()},
+                "threads": {name: way.threads for name, way in ways.items()},
+                "settings": {name: asdict(way) for name, way in ways.items()},
+                "tokens_per_s": {name: statistics.median(rates[way]) for name, way in ways.items()},
+                "ratio": {name: ratio(rates[way], rates[default]) for name, way in ways.items()},
+                "all_tokens_per_s": {str(way): found for way, found in rates.items()},
             }
         )
     return rows
 
 
-def granted_there(scenario: Scenario) -> list[int]:
-    """Threads that we choose without measuring, for each kind of work, and llama.cpp's default."""
+def granted_there(scenario: Scenario) -> dict[str, dict[str, Setting]]:
+    """What we choose without measuring, for each kind of work, and llama.cpp's default."""
+    from llm_recipes.gguf.sweep import Setting
+
+    plans = json.loads(python_there(scenario, GRANTED))
+    names = ("default", "granted")
+    return {work: {name: Setting(**plan[name]) for name in names} for work, plan in plans.items()}
+
+
+def tuned_there(scenario: Scenario, model: Path) -> dict[str, Setting]:
+    """What tune.py chooses."""
     from llm_recipes.gguf.programs import run_program
-
-    said = run_program([*scenario.enter, sys.executable, "-c", GRANTED], env=recipe_environment())
-    return [int(word) for word in said.split()]
-
-
-def tuned_there(scenario: Scenario, model: Path) -> dict[str, int]:
-    """Threads that tune.py chooses."""
-    from llm_recipes.gguf.programs import run_program
+    from llm_recipes.gguf.sweep import Setting
 
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "tune.json"
@@ -157,17 +173,22 @@ def tuned_there(scenario: Scenario, model: Path) -> dict[str, int]:
         env = {**recipe_environment(), "LLM_CACHE_DIR": folder}
         run_program([*command, "--output", str(record)], env=env)
         found = json.loads(record.read_text())["metrics"]
-    return {"generate": found["threads"], "prompt": found["prompt_threads"]}
+    threads = {"generate": found["threads"], "prompt": found["prompt_threads"]}
+    return {work: Setting(threads[work], found["pinned"], found["numa"]) for work in WORKS}
 
 
-def bench(scenario: Scenario, model: Path, work: str, tokens: int, threads: int) -> float:
+def bench(scenario: Scenario, model: Path, work: str, tokens: int, setting: Setting) -> float:
     """Tokens a second by llama-bench."""
+    words = [str(model), work, json.dumps(asdict(setting)), str(tokens)]
+    return float(python_there(scenario, RATE, *words))
+
+
+def python_there(scenario: Scenario, script: str, *words: str) -> str:
+    """What a script prints on the scenario's CPUs."""
     from llm_recipes.gguf.programs import run_program
 
-    counts = (0, tokens) if work == "generate" else (tokens, 0)
-    command = [*scenario.enter, "llama-bench", "-m", str(model), "-o", "jsonl", "-r", "1"]
-    command += ["-p", str(counts[0]), "-n", str(counts[1]), "-t", str(threads)]
-    return float(json.loads(run_program([*command, "-ngl", "0", "-dev", "none"]))["avg_ts"])
+    command = [*scenario.enter, sys.executable, "-c", script, *words]
+    return run_program(command, env=recipe_environment())
 
 
 def recipe_environment() -> dict[str, str]:
