@@ -33,9 +33,9 @@ bin/llm-run --image llm-cpu python benchmarks/finetune_memory.py \
 bin/llm-run --image llm-cpu python benchmarks/gguf_generate.py \
     --output "$results/gguf_generate.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/gguf_load.py --output "$results/gguf_load.json"
-bin/llm-run --image llm-cpu sh -c 'python benchmarks/llama_threads.py \
-    --model "$(python benchmarks/gguf_models.py --folder build/benchmarks/gguf)" --output "$1"' \
-    sh "$results/llama_threads.json"
+bin/llm-run --image llm-cpu python benchmarks/gguf_models.py --folder build/benchmarks/gguf
+bin/llm-run --image llm-cpu python benchmarks/llama_threads.py \
+    --model build/benchmarks/gguf/random-0.5b-Q4_K_M.gguf --output "$results/llama_threads.json"
 python3 benchmarks/llama_native.py --json "$results/llama_native.json" || passed=$?
 if nvidia-smi -L >/dev/null 2>&1; then
     bin/llm-run --gpu python benchmarks/gpu_inference.py --output "$results/gpu_inference.json"
