@@ -157,9 +157,15 @@ def test_a_cut_cable_ends_the_run_everywhere(cluster: Cluster, work: Desk) -> No
 
 
 def test_a_dead_node_ends_the_run_everywhere(cluster: Cluster, work: Desk) -> None:
-    job = begin(work, "dead.jsonl", ["n1", "n2", "n3"])
-    cluster.kill_node("n2")
-    cluster.wait(job, ["FAILED", "NODE_FAIL", "COMPLETED"])
-    check_nothing_left(cluster, ["n1", "n3"])
-    cluster.start_node("n2")
+    cluster.configure(SlurmdTimeout="120")
+    try:
+        job = begin(work, "dead.jsonl", ["n1", "n2", "n3"])
+        cluster.kill_node("n2")
+        check_lost(work, job, "n2", "no answer")
+        check_nothing_left(cluster, ["n1", "n3"])
+        cluster.configure(SlurmdTimeout="8")
+        cluster.wait(job, ["FAILED", "NODE_FAIL"])
+    finally:
+        cluster.configure(SlurmdTimeout="8")
+        cluster.start_node("n2")
     assert lines(work, "dead.jsonl") > 2  # what was answered is there
