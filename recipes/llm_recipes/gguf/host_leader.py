@@ -32,6 +32,7 @@ from llm_recipes.gguf.host_gathering import (
 from llm_recipes.gguf.hosts import Meeting
 from llm_recipes.gguf.programs import end_with_parent, ending
 from llm_recipes.gguf.remote_hosts import CONTROL, ENDPOINTS
+from llm_recipes.gguf.threads import counted
 
 LOOK_S = 0.2
 MEASURE_S = 30.0  # a busy host is no dead one, which is noticed sooner
@@ -60,7 +61,7 @@ def lead(meeting: Meeting) -> int:
             call_server(worker)
             say(
                 f"hosts: {worker.name} lends {facts['memory_bytes'] / GB:.1f} GB at"
-                f" {facts['endpoint']} ({', '.join(facts['offers'])}; {facts['threads']} threads)"
+                f" {facts['endpoint']} ({', '.join(facts['offers'])}; {counted(facts['threads'])})"
             )
         return _supervise(workers)
 
