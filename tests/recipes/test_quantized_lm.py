@@ -21,6 +21,7 @@ pytest.importorskip("lm_eval")
 import lm_eval  # noqa: E402
 import yaml  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
@@ -214,6 +215,20 @@ def test_generation_options() -> None:
         read_generation({"temprature": 1, "num_beams": 4, "max_gen_toks": "many"}, 1)
     said = " ".join(str(fault) for fault in faults.value.exceptions)
     assert "did you mean temperature?" in said and "beam search" in said and "'many'" in said
+
+
+def test_lm_eval_opens_it_by_its_name(
+    tiny_gguf: Path, reference: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)  # other tests run here too
+    options = f"path={tiny_gguf},parallel=2,threads=1,prompt_threads=1,kv_type=f32,context=100"
+    opened = get_model("gguf-file").create_from_arg_string(options, {"batch_size": 1})
+    assert (opened.settings.sequences, opened.max_length) == (2, 100)
+    asked = instances("loglikelihood", PAIRS[:2])
+    for (value, _), (true_value, _) in zip(
+        opened.loglikelihood(asked), reference.loglikelihood(asked), strict=True
+    ):
+        assert value == pytest.approx(true_value, abs=0.2)  # with flash attention
 
 
 # A task and its data in a folder whose name has what names should not have.
