@@ -481,10 +481,14 @@ def test_a_port_that_is_taken(here: Play) -> None:
     assert not here.file.exists() and here.record()["status"] == "failed"
 
 
-def test_a_model_that_cannot_be_loaded(here: Play) -> None:
+def test_a_model_that_cannot_be_loaded(here: Play, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(
+        here.model.read_bytes().replace(b"output_norm.weight", b"xutput_norm.weight")
+    )
     with pytest.raises(LLMError, match="status 1") as error:
-        here.run(lambda served: None, kv_type="q8_0", flash_attention="off")
-    assert "requires flash_attn" in error.value.why
+        here.run(lambda served: None, model=broken)
+    assert "output_norm.weight" in error.value.why
 
 
 def test_another_port_is_tried(here: Play, monkeypatch: pytest.MonkeyPatch) -> None:
