@@ -13,12 +13,14 @@ list is repeated); `--print_config` shows everything that holds.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
 import sys
 import time
 import types
+import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,6 +101,9 @@ def call_with_arguments(
     line.faults += config_faults(function, line)
     if line.faults:
         _refuse(line.faults + value_faults(function, line.values, "--"))
+    with contextlib.suppress(NameError):
+        # Otherwise jsonargparse runs a recipe's imports for type checkers too, torch among them.
+        function.__annotations__ = typing.get_type_hints(function)
     try:
         result: int | None = jsonargparse.auto_cli(
             function,
