@@ -77,7 +77,7 @@ def open_model(
     else:
         placement = plan_placement(file, options.gpu_layers, options.split, shares, room)
     where = f", {placement.gpu_layers} layers on GPUs" if placement.gpu_layers else ""
-    threads = f"{chosen.generate} threads ({chosen.reason})"
+    threads = f"{cpu.counted(chosen.generate)} ({chosen.reason})"
     size = f"{file.bytes / 1e9:.3g} GB, {file.file_type}"
     print(f"loading {file.path} ({size}){where}; {threads}", file=sys.stderr, flush=True)
     with GgufModel.load(file, placement, options.load_mode, progress=True) as model:
