@@ -46,9 +46,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def coarse(trained_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained model in Q2_K, under a path with a comma."""
+    """The trained model in ternary weights, worse beyond doubt, under a path with a comma."""
     path = tmp_path_factory.mktemp("coarse") / "trained, coarse; ü.gguf"
-    run_program(["llama-quantize", str(trained_gguf), str(path), "Q2_K", "1"])
+    run_program(["llama-quantize", str(trained_gguf), str(path), "TQ1_0", "1"])
     return path
 
 

@@ -112,12 +112,12 @@ def test_a_stopped_overwrite_leaves_the_old_file_its_record(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import generate
+    from llm_recipes import answering
 
     assert run(*options) == 0
     before = {name: (tmp_path / name).read_bytes() for name in ("a.jsonl", "a.run.json")}
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "complete", stop)
+        patch.setattr(answering, "_complete", stop)
         assert run(*options, "--overwrite", "--temperature", 1) == status
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     capsys.readouterr()
