@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.examples import Columns, DataOptions, Example, option_faults
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.prepared_data import PreparedData
@@ -218,11 +219,6 @@ def write_summary(
     record["metrics"] = prepared.facts
     write_record(folder / "run.json", record, "complete")
     print(f"\nlengths.png and summary.json in {folder}")
-
-
-def say(text: str) -> None:
-    """A line for the user."""
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

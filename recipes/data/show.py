@@ -9,7 +9,6 @@ Numbers count from 0 over the questions in the file's order. With --model: as th
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.examples import Columns, DataOptions, Example, option_faults
+from llm_recipes.say import say
 
 UNESCAPED_BAR = re.compile(r"(?<!\\)\|")
 
@@ -159,11 +159,6 @@ def _padded(table: Sequence[str]) -> list[str]:
         + " |"
         for row in rows
     ]
-
-
-def say(text: str) -> None:
-    """A line for the user."""
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ wrote the checkpoint, and memory for blocks of 8 MB, whatever the model's size.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from llm_recipes.cli import run_recipe
 from llm_recipes.folders import new_folder
 from llm_recipes.made_folder import RECORD, check_output, folder_files, made_again
 from llm_recipes.record import start_record, write_record
+from llm_recipes.say import say
 
 RECIPE = "finetune/consolidate"
 
@@ -96,11 +96,6 @@ def _digest(weights: Path) -> str:
         found.update(os.fsencode(file.absolute()))
         found.update(f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     return found.hexdigest()
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

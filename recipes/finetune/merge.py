@@ -12,7 +12,6 @@ as base and adapter do. It runs on the CPU, in the memory that the base takes.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from llm_recipes.made_folder import (
     made_again,
 )
 from llm_recipes.record import read_record, start_record, write_record
+from llm_recipes.say import say
 
 RECIPE = "finetune/merge"
 
@@ -101,11 +101,6 @@ def was_quantized(adapter: Path) -> bool:
     """Whether the adapter's run says that its base was quantized."""
     config: Any = (read_record(adapter / RECORD) or {}).get("config")
     return isinstance(config, dict) and config.get("method") == "qlora"
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

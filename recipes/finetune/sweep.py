@@ -23,13 +23,13 @@ from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.files import write_fault
 from llm_recipes.record import read_record, write_record
+from llm_recipes.say import say
 from llm_recipes.stop_signals import UNFINISHED
 from llm_recipes.sweep_folder import check_fixed, check_folder, finished
 from llm_recipes.sweep_plan import SFT, Planned, plan_runs, recipe_function
 from llm_recipes.sweep_points import AXES, OWN, Point, combinations, fixed_settings
 from llm_recipes.sweep_report import (
     TITLE,
-    aligned,
     best_line,
     changes,
     gigabytes,
@@ -54,6 +54,7 @@ from llm_recipes.sweep_runs import (
     read_rows,
     write_row,
 )
+from llm_recipes.text_table import aligned
 
 FAILURE = 1  # exit status
 
@@ -170,9 +171,7 @@ def check(config: Mapping[str, Any], output: Path) -> list[Point]:
     }
     defaults = fixed_settings(finetune, None, [])[0]
     settings = {**base, **OWN, **shared}
-    points = combinations(
-        settings, lists, defaults, config["processes"], "global_batch" in given
-    )
+    points = combinations(settings, lists, defaults, config["processes"], "global_batch" in given)
     check_number(points, config)
     return points
 
@@ -352,11 +351,6 @@ def report(output: Path, config: dict[str, Any], names: Sequence[str], status: s
     print(best_line(rows), flush=True)
     written = write_report(output, rows, config, names, status)
     say(f"written: {', '.join(path.name for path in written)} in {output}")
-
-
-def say(text: str) -> None:
-    """A line for the user."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

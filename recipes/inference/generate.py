@@ -21,11 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_recipes.answering import Job, Session, answer_prompts, make_requests, say
+from llm_recipes.answering import Job, Session, answer_prompts, make_requests
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import raise_all
 from llm_recipes.generation_options import option_faults
 from llm_recipes.prompts import read_prompts, style_faults
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     import torch

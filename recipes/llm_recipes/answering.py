@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_recipes.cli import Terminated
 from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.answers import Answers, Key, PrintedAnswers
@@ -122,11 +123,6 @@ def make_requests(
     ]
     raise_all(faults)
     return [Request(key, sample, ids[key]) for key, sample in missing]
-
-
-def say(text: str) -> None:
-    """Tell the user something; standard output is for answers only."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _fill(

@@ -7,7 +7,6 @@ merge_into(folder, find_model("models/base"), find_adapter("runs/mine"), None, d
 from __future__ import annotations
 
 import gc
-import sys
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from llm_recipes import merging
 from llm_recipes.errors import LLMError
 from llm_recipes.merging import Comparison
 from llm_recipes.model_folder import ModelFolder
+from llm_recipes.say import say
 
 
 def merge_into(
@@ -78,8 +78,3 @@ def _report(found: Comparison, wider: str) -> None:
     say(figures)
     if found.difference > found.adapter_effect / 2:
         say(f"the adapter changes less than rounding does: {wider} keeps what it has learned")
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)

@@ -1,16 +1,15 @@
 """Pictures of a sweep: throughput and peak memory against the batch, a line per other setting.
 
-    from llm_recipes.sweep_plots import write_plots
+from llm_recipes.sweep_plots import write_plots
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_recipes.files import write_fault
+from llm_recipes.figures import save_figure
 from llm_recipes.sweep_points import describe, varying
 from llm_recipes.sweep_report import GB, by_batch
 from llm_recipes.sweep_runs import DONE, NO_MEMORY, Row
@@ -36,16 +35,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         axes.set_xticks(sorted({row.axes["batch_size"] for row in rows}))
         axes.grid(alpha=0.3)
         axes.legend()
-        path = folder / file
-        temporary = path.with_name(f".{file}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(temporary, format="png", dpi=120)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise write_fault(path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        written.append(path)
+        written.append(save_figure(figure, folder / file))
     return written
 
 

@@ -1,6 +1,6 @@
 """What a sweep found: a table, the best setting, and what each single change did, in words.
 
-    from llm_recipes.sweep_report import best, changes, table
+from llm_recipes.sweep_report import best, changes, table
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from llm_recipes.files import write_text
 from llm_recipes.record import write_record
 from llm_recipes.sweep_points import AXES, Axes, describe, place, shown, varying
 from llm_recipes.sweep_runs import DONE, NO_MEMORY, TOO_BIG, Row
+from llm_recipes.text_table import aligned
 
 RECIPE = "finetune/sweep"
 GB = 1e9
@@ -55,17 +56,6 @@ def gigabytes(count: int | None) -> str:
 def table(rows: Sequence[Row]) -> str:
     """The runs as aligned text."""
     return aligned([list(COLUMNS), *map(cells, rows)])
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: names and words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    last = len(widths) - 1
-
-    def cell(n: int, text: str) -> str:
-        return text.ljust(widths[n]) if n in (0, last) else text.rjust(widths[n])
-
-    return "\n".join("  ".join(cell(n, t) for n, t in enumerate(ln)).rstrip() for ln in lines)
 
 
 def show_table(rows: Sequence[Row]) -> None:

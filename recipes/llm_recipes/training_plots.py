@@ -1,16 +1,15 @@
 """Pictures of a training run: loss, throughput, memory over its steps.
 
-    from llm_recipes.training_plots import write_plots
+from llm_recipes.training_plots import write_plots
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_recipes.files import write_fault
+from llm_recipes.figures import save_figure
 
 DOTS_PER_INCH = 120
 
@@ -62,17 +61,5 @@ def write_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
-        written.append(_save(figure, folder / file))
+        written.append(save_figure(figure, folder / file, DOTS_PER_INCH))
     return written
-
-
-def _save(figure: Any, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_fault(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError, faults_of, raise_all
+from llm_recipes.say import say
 from llm_recipes.stop_signals import UNFINISHED, declare_unfinished, stop_requested
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def check(config: dict[str, Any]) -> Job:
 def show_plan(job: Job, results: Sequence[Result], file: Any) -> None:
     """Print the combinations, what is known of them beforehand, and about how long they take."""
     from llm_recipes.gguf.bench_plan import duration
-    from llm_recipes.gguf.bench_table import NAMES, aligned
+    from llm_recipes.gguf.bench_table import NAMES
+    from llm_recipes.text_table import aligned
 
     to_do = {id(point) for _, point, _ in steps(job, results, set())}
     lines = [["model", "type", "GB", *NAMES.values(), "what happens"]]
@@ -155,7 +157,7 @@ def show_plan(job: Job, results: Sequence[Result], file: Any) -> None:
         size = f"{point.model.file.bytes / 1e9:.3g}"
         settings = [str(getattr(point.setting, name)) or "-" for name in NAMES]
         lines.append([point.model.title, point.model.file.file_type, size, *settings, does])
-    print(aligned(lines), file=file)
+    print(aligned(lines, names=2), file=file)
     starts = sum(1 for _ in steps(job, results, set()))
     tests = ", ".join(test.title for test in job.points[0].tests)
     print(
@@ -318,11 +320,6 @@ def compare_two(config: dict[str, Any]) -> int:
     output = config["output"]
     report_comparison(paths, None if output is None else output.expanduser().absolute())
     return 0
-
-
-def say(text: str) -> None:
-    """A line for the user."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ that the same command, also with more models, measures only what is new.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.bench_points import Model
@@ -225,11 +225,6 @@ def show(
     written = write_report(found, output)
     say(f"written: {', '.join(str(path) for path in written)}")
     return found.as_record()
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

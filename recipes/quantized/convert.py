@@ -12,7 +12,6 @@ likeliest next token has to be the same for 99 % of its tokens (Q8_0: 95 %), nea
 from __future__ import annotations
 
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, faults_of, raise_all
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     import torch
@@ -404,11 +404,6 @@ def describe_model(plan: Plan, draft: Draft) -> dict[str, Any]:
         "parameters": draft.file.parameters,
         "dtype": draft.file.file_type,
     }
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.file import GgufFile
@@ -309,11 +310,6 @@ def record_unfinished(output: Path, record: dict[str, Any], status: str) -> None
         write_record(record_path(output), record, status)
     except LLMError as fault:  # it must not hide what ended the run
         say(str(fault))
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ again makes and measures only what is missing or damaged; with more types, only 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.file import GgufFile
@@ -98,7 +98,7 @@ def show_plan(plan: Plan) -> None:
     """Print what will be made, how large it is, and which tensors get other types."""
     from llm_recipes.gguf.quality_table import count_text, size_text
     from llm_recipes.gguf.quantizing import fallback_lines
-    from llm_recipes.sweep_report import aligned
+    from llm_recipes.text_table import aligned
 
     source = plan.source
     say(
@@ -316,11 +316,6 @@ def device_of(plan: Plan) -> str:
     from llm_recipes.gguf import quality_run
 
     return quality_run.device_of(plan.engine.gpu_layers)
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

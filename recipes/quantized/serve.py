@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, faults_of, raise_all
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.server_address import Listening
@@ -389,11 +390,6 @@ def log_file(plan: Plan) -> Iterator[IO[str] | None]:
 def say_loading(seconds: float, resident: int) -> None:
     """A line now and then about loading."""
     say(f"loading for {seconds:.0f} s, {resident / GB:.1f} GB in memory")
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

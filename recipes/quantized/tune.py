@@ -11,12 +11,12 @@ the same was granted of the same CPUs. Run it where nothing else runs on them.
 from __future__ import annotations
 
 import datetime
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.gguf.file import GgufFile
@@ -220,11 +220,6 @@ def write(
         "measured": rows,
     }
     write_record(output.expanduser(), record, "complete")
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

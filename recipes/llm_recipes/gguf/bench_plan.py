@@ -1,6 +1,6 @@
 """Before llama-bench is started: which llama.cpp and devices there are, how long it will take.
 
-    from llm_recipes.gguf.bench_plan import estimate, list_gpus, llama_version
+from llm_recipes.gguf.bench_plan import estimate, list_gpus, llama_version
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 
 from llm_recipes.device import data_sheet
 from llm_recipes.errors import LLMError
-from llm_recipes.gguf.bench_points import Measurement, Point, bytes_read
+from llm_recipes.gguf.bench_points import Measurement, Point
 from llm_recipes.gguf.engine import Device
 from llm_recipes.gguf.programs import run_program
 from llm_recipes.gguf.remote_hosts import ENDPOINTS, rpc_option
+from llm_recipes.gguf.weights_read import bytes_read
 
 MIB = 1 << 20
 # Rough rates, only to say beforehand whether it is minutes or hours.

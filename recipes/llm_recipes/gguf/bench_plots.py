@@ -1,16 +1,15 @@
 """Pictures of a benchmark: tokens/s over threads, batch, GPU layers, depth, as far as they vary.
 
-    from llm_recipes.gguf.bench_plots import write_plots
+from llm_recipes.gguf.bench_plots import write_plots
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_recipes.files import write_fault
+from llm_recipes.figures import save_figure
 from llm_recipes.gguf.bench_figures import Figure
 from llm_recipes.gguf.bench_points import varying
 from llm_recipes.gguf.bench_table import NAMES, tests_of
@@ -36,9 +35,7 @@ def write_plots(figures: Sequence[Figure], folder: Path) -> list[Path]:
     return [write_plot(ran, axis, vary, folder) for axis in AXES if axis in vary]
 
 
-def write_plot(
-    figures: Sequence[Figure], axis: str, vary: Sequence[str], folder: Path
-) -> Path:
+def write_plot(figures: Sequence[Figure], axis: str, vary: Sequence[str], folder: Path) -> Path:
     """A picture of tokens/s over one setting, a line for each combination of the others."""
     from matplotlib.figure import Figure as Picture
 
@@ -55,16 +52,7 @@ def write_plot(
             axes.set_xticks(values)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    path = folder / f"{axis.replace('_', '-')}.png"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        picture.savefig(temporary, format="png", dpi=120)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_fault(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return save_figure(picture, folder / f"{axis.replace('_', '-')}.png")
 
 
 def lines_of(

@@ -1,6 +1,6 @@
 """What llama-bench can be started with: models, settings, tests, and every combination of them.
 
-    from llm_recipes.gguf.bench_points import Axes, combinations, read_models
+from llm_recipes.gguf.bench_points import Axes, combinations, read_models
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llm_recipes.gguf.file import SHARD, GgufFile, gguf_digest, read_gguf
 from llm_recipes.gguf.model import ContextSettings, Placement, Split
 from llm_recipes.gguf.placement import GpuLayers, plan_placement, shares_of
 from llm_recipes.gguf.remote_hosts import RemoteHost, place_on_hosts
+from llm_recipes.gguf.weights_read import bytes_read
 
 # What becomes of a point.
 DONE, NO_MEMORY, TOO_LARGE, IMPOSSIBLE, FAILED = (
@@ -253,22 +254,6 @@ def place(
         most = file.layers + 1 if gpus else 0
         known = wanted if isinstance(wanted, int) else most if wanted == "all" else 0
         return Placement(min(known, most), split, shares), f"{fault.what}: {fault.why}"
-
-
-def bytes_read(file: GgufFile) -> int:
-    """Bytes of weights that generating a token reads.
-
-    Of the embeddings one row (unless they are the output as well), of experts those that are used.
-    """
-    used, experts = file.value("expert_used_count"), file.value("expert_count")
-    has_output = any(tensor.name == "output.weight" for tensor in file.tensors)
-    total = 0.0
-    for tensor in file.tensors:
-        if tensor.name == "token_embd.weight" and has_output:
-            continue
-        share = used / experts if used and experts and "_exps" in tensor.name else 1.0
-        total += share * tensor.bytes
-    return round(total)
 
 
 def varying(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,6 @@
 """Measure a point with llama-bench, and keep each result as a line of JSON when it is there.
 
-    from llm_recipes.gguf.bench_runs import measure
+from llm_recipes.gguf.bench_runs import measure
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from llm_recipes.gguf.bench_points import (
     Measurement,
     Point,
     Setting,
-    bytes_read,
 )
 from llm_recipes.gguf.bench_results import RESULTS, Result, append, keep
 from llm_recipes.gguf.model import LAYER_LINE, ContextSettings, buffers, layer_devices
@@ -32,6 +31,7 @@ from llm_recipes.gguf.placement import cache_bytes_per_token
 from llm_recipes.gguf.programs import error_of, readable_path, run_program
 from llm_recipes.gguf.remote_hosts import RemoteHost, verify_layers
 from llm_recipes.gguf.threads import Cores, pinned_to
+from llm_recipes.gguf.weights_read import bytes_read
 
 MEMORY_WORDS = re.compile(
     r"out of memory|cudaMalloc failed|bad_alloc|cannot allocate memory|unable to allocate .* buffer"
@@ -179,9 +179,7 @@ def give_up(bench: Bench, point: Point, number: int) -> list[Result]:
     return results
 
 
-def command(
-    bench: Bench, setting: Setting, tests: Sequence[Measurement], path: Path
-) -> list[str]:
+def command(bench: Bench, setting: Setting, tests: Sequence[Measurement], path: Path) -> list[str]:
     """The command line of llama-bench."""
     prompts = [str(test.prompt) for test in tests if test.prompt]
     new = [str(test.new) for test in tests if test.new]

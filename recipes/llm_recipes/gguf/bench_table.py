@@ -1,6 +1,6 @@
 """What a benchmark found, as a table for people, CSV and Markdown.
 
-    from llm_recipes.gguf.bench_table import show, table
+from llm_recipes.gguf.bench_table import show, table
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from llm_recipes.device import GB
 from llm_recipes.gguf.bench_figures import Figure, Peak
 from llm_recipes.gguf.bench_points import DONE, Measurement, Setting, varying
+from llm_recipes.text_table import aligned
 
 # Settings of llama-bench and their short names for people.
 NAMES = {
@@ -30,6 +31,7 @@ NAMES = {
     "hosts": "hosts",
 }
 ALWAYS = ("threads",)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -129,21 +131,10 @@ def outcome(row: Row) -> str:
     return "; ".join(ends) or DONE
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: names and words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    last = len(widths) - 1
-
-    def cell(n: int, text: str) -> str:
-        return text.ljust(widths[n]) if n in (0, 1, last) else text.rjust(widths[n])
-
-    return "\n".join("  ".join(cell(n, t) for n, t in enumerate(ln)).rstrip() for ln in lines)
-
-
 def show(lines: Sequence[Sequence[str]]) -> None:
     """Print a table: with rich on a terminal, plain elsewhere."""
     if not sys.stdout.isatty():
-        print(aligned(lines), flush=True)
+        print(aligned(lines, names=2), flush=True)
         return
     from rich.console import Console
     from rich.table import Table

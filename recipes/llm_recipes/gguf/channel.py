@@ -18,7 +18,6 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 Message = dict[str, Any]
@@ -114,12 +113,7 @@ class Channel:
     def __enter__(self) -> Channel:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_recipes.figures import save_figure
 from llm_recipes.files import write_text
 from llm_recipes.gguf.bench_points import Model
 from llm_recipes.gguf.comparison import Difference, Scored, paired_difference, verdict
@@ -21,10 +22,9 @@ from llm_recipes.gguf.quality_table import (
     Speed,
     plain,
     rate_text,
-    save_figure,
     size_unit,
 )
-from llm_recipes.sweep_report import aligned
+from llm_recipes.text_table import aligned
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def library() -> Any:
     if os.environ.get(KERNELS):
         _load_kernels(os.environ[KERNELS])
     llama_cpp.llama_backend_init()  # loads what suits this machine, if nothing is loaded yet
-    if not _all_devices():
+    if not _ggml().ggml_backend_dev_count():  # asking for memory would open a GPU
         fix = "use the image llm: llm-run python ..."
         raise LLMError("llama.cpp finds no backend", "not even one for CPUs", fix)
     return llama_cpp
@@ -225,7 +225,7 @@ def _load_kernels(variant: str) -> None:
     others = sorted(set(folder.glob("libggml-*.so")) - set(folder.glob("libggml-base.so")))
     for path in (found[variant], *(p for p in others if not p.name.startswith(CPU_LIBRARY))):
         _ggml().ggml_backend_load(os.fsencode(path))
-    if not _all_devices():
+    if not _ggml().ggml_backend_dev_count():
         why = "a CPU without the instructions that they need"
         raise LLMError(f"the kernels {variant} can't run here", why, f"leave {KERNELS} unset")
 

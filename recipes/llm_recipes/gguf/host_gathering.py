@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.gguf.channel import Channel, PeerLost, Stranger, admit, readable
 from llm_recipes.gguf.hosts import WAIT_VARIABLE, Meeting
+from llm_recipes.say import say
 
 CALL_S = 5.0
 OTHERS_S = 3.0  # after a first fault, for those of other hosts
@@ -161,9 +161,3 @@ def lost(worker: Worker, reason: str, fix: str = "") -> LLMError:
     """A host that was there and is not any more."""
     others = f"{AGAIN}; on other nodes: --exclude={worker.name}"
     return LLMError(f"host {worker.name} has left the run", reason, fix or others)
-
-
-def say(text: str) -> None:
-    """Tell the user something, the line in one piece: several tasks write to the same place."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -27,12 +27,12 @@ from llm_recipes.gguf.host_gathering import (
     call_server,
     gathered,
     lost,
-    say,
 )
 from llm_recipes.gguf.hosts import Meeting
 from llm_recipes.gguf.programs import end_with_parent, ending
 from llm_recipes.gguf.remote_hosts import CONTROL, ENDPOINTS
 from llm_recipes.gguf.threads import counted
+from llm_recipes.say import say
 
 LOOK_S = 0.2
 MEASURE_S = 30.0  # a busy host is no dead one, which is noticed sooner

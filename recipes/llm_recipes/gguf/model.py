@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -98,7 +97,6 @@ class GgufModel:
         self.vocabulary = int(llama.llama_vocab_n_tokens(self._vocabulary))
         self.context_length = int(llama.llama_model_n_ctx_train(handle))
         self.parameters = int(llama.llama_model_n_params(handle))
-        self.weight_bytes = int(llama.llama_model_size(handle))
 
     @classmethod
     def load(
@@ -180,12 +178,7 @@ class GgufModel:
     def __enter__(self) -> GgufModel:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -278,12 +271,7 @@ class GgufContext:
     def __enter__(self) -> GgufContext:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +34,7 @@ from llm_recipes.gguf.quality import Evaluation, Quality, evaluate, evaluate_sou
 from llm_recipes.gguf.quality_table import Rate, Speed, plain
 from llm_recipes.gguf.quantizing import check_space
 from llm_recipes.gguf.threads import granted_cores
+from llm_recipes.say import say
 
 MEASURED = "measured"
 LESS_SCRATCH = "--scratch FOLDER on a larger disk, fewer --chunks, or --no-quality"
@@ -201,11 +201,6 @@ def temporary_folder(scratch: Path) -> Iterator[Path]:
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def say(text: str) -> None:
-    """Tell the user something."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _speed(prompt: Result | None, new: Result | None, bandwidth: float | None) -> Speed:

@@ -9,15 +9,15 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_recipes.files import write_fault, write_text
+from llm_recipes.figures import save_figure
+from llm_recipes.files import write_text
 from llm_recipes.gguf.quality import Quality
-from llm_recipes.sweep_report import aligned
+from llm_recipes.text_table import aligned
 
 GB = 1e9
 MISSING = "-"
@@ -186,23 +186,6 @@ def rate_text(speed: Speed | None, name: str) -> str:
     if rate is None:
         return MISSING
     return f"{rate.mean:,.0f}" if rate.mean >= 100 else f"{rate.mean:.3g}"
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Write a picture so that half of one is never seen.
-
-    Raises:
-        LLMError: If the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=120)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_fault(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _comma_separated(rows: Sequence[Row]) -> str:

@@ -41,7 +41,6 @@ from llm_recipes.gguf.quality_run import (
     QualityPlan,
     measuring_context,
     plan_quality,
-    say,
 )
 from llm_recipes.gguf.quant_prediction import (
     Prediction,
@@ -60,6 +59,7 @@ from llm_recipes.gguf.quantizing import (
 )
 from llm_recipes.gguf.threads import granted_threads
 from llm_recipes.made_folder import existing_parent
+from llm_recipes.say import say
 
 DEFAULT_TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M"
 
