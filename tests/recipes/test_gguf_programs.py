@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -95,3 +97,23 @@ def _runs(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def test_the_last_lines_are_printed_however_slowly_they_are_read(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """llama.cpp's programs print in a thread, and lost at their end what was not printed yet."""
+    text = tmp_path / "text"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    options = ["-m", str(tiny_gguf), "-f", str(text), "-c", "128", "--chunks", "4", "-t", "1"]
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # less than it says of the model alone
+    command = [program("llama-perplexity"), *options]
+    process = subprocess.Popen(command, stdout=writer, stderr=writer)
+    os.close(writer)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(4)  # it has long come to its end, or waits there for its reader
+    with open(reader, "rb") as pipe:
+        said = pipe.read().decode()
+    assert process.wait(30) == 0 and len(said) > 4096
+    assert "Final estimate: PPL" in said, said[-500:]

@@ -16,6 +16,12 @@ source=$1 out=$2 build=$3 commit=$4
 programs='llama-bench llama-quantize llama-perplexity llama-imatrix llama-server llama-cli
           llama-completion llama-gguf-split llama-tokenize llama-batched-bench ggml-rpc-server'
 
+# A thread writes the programs' lines, and the logger is never destroyed (llama.cpp#22142): without
+# this, what is in its queue when a program ends is lost, llama-perplexity's results first of all.
+log=$source/common/log.cpp
+sed -i 's|^ *log = new common_log;$|&\n        std::atexit([] { log->pause(); });|' "$log"
+grep -q 'std::atexit' "$log"
+
 # shellcheck disable=SC2016  # $ORIGIN is the loader's
 cmake -S "$source" -B "$build" -G Ninja \
     -DCMAKE_BUILD_TYPE=Release \
