@@ -22,13 +22,15 @@ from typing import Any, Literal
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.files import write_fault
+from llm_recipes.output_folder import check_output_folder, measuring_alone
 from llm_recipes.record import read_record, write_record
 from llm_recipes.say import say
 from llm_recipes.stop_signals import UNFINISHED
-from llm_recipes.sweep_folder import check_fixed, check_folder, finished
+from llm_recipes.sweep_folder import check_fixed, finished
 from llm_recipes.sweep_plan import SFT, Planned, plan_runs, recipe_function
 from llm_recipes.sweep_points import AXES, OWN, Point, combinations, fixed_settings
 from llm_recipes.sweep_report import (
+    RECIPE,
     TITLE,
     best_line,
     changes,
@@ -49,7 +51,6 @@ from llm_recipes.sweep_runs import (
     Row,
     Unfinished,
     fixed_part,
-    locked,
     measure,
     read_rows,
     write_row,
@@ -103,7 +104,7 @@ def sweep(
     """
     config = dict(locals())
     folder = output.expanduser().resolve()
-    check_folder(folder)
+    check_output_folder(folder, TITLE, RECIPE, "sweep")
     if collect:
         return collect_rows(folder, config)
     points = check(config, folder)
@@ -270,7 +271,7 @@ def do_runs(
         plan = plans[point.name]
         say(f"{number} of {len(points)}: {point.name} …")
         try:
-            with locked(output, point.name):
+            with measuring_alone(output / RUNS / f".{point.name}.lock", "sweep", point.name):
                 row = result_of(output, point, plan, processes)
         except Unfinished:
             say("the job's time is nearly over: the same command goes on with the other runs")

@@ -1,6 +1,6 @@
-"""A sweep's output folder: is it one, can its runs be compared with new ones, which are done?
+"""A sweep's output folder: can its runs be compared with new ones, and which are done?
 
-    from llm_recipes.sweep_folder import check_fixed, check_folder, finished
+    from llm_recipes.sweep_folder import check_fixed, finished
 """
 
 from __future__ import annotations
@@ -9,27 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_recipes.errors import LLMError
-from llm_recipes.record import read_record
 from llm_recipes.sweep_points import Point
-from llm_recipes.sweep_report import RECIPE, TITLE
 from llm_recipes.sweep_runs import Row, fixed_part, read_row, read_rows, row_path
-
-
-def check_folder(output: Path) -> None:
-    """See that the folder is new, or an earlier sweep's.
-
-    Raises:
-        LLMError: If it holds something else.
-    """
-    if output.exists() and not output.is_dir():
-        raise LLMError(f"{output} is a file", "the output is a folder", "choose another --output")
-    if not output.is_dir():
-        return
-    present = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-    record = read_record(output / TITLE) or {}
-    if present and record.get("recipe") != RECIPE:
-        why = f"it holds {', '.join(present[:5])}, and no record of a sweep"
-        raise LLMError(f"{output} is not the folder of a sweep", why, "choose another --output")
 
 
 def check_fixed(output: Path, point: Point, processes: int) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -15,14 +14,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llm_recipes.errors import LLMError
 from llm_recipes.files import write_fault, write_text
 from llm_recipes.record import read_record
 from llm_recipes.stop_signals import UNFINISHED
@@ -117,30 +115,6 @@ def read_row(path: Path) -> Row | None:
 def row_path(output: Path, name: str) -> Path:
     """Where a run's result is kept."""
     return output / RUNS / f"{name}.json"
-
-
-@contextlib.contextmanager
-def locked(output: Path, name: str) -> Iterator[None]:
-    """Keep other sweeps from measuring the same run at the same time.
-
-    Raises:
-        LLMError: If one does, or the folder can't be written.
-    """
-    folder = output / RUNS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / f".{name}.lock", "a", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise write_fault(folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fix = "wait for it, or choose another --output"
-            raise LLMError(f"another sweep is measuring {name}", "it holds the lock", fix) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def measure(

@@ -194,10 +194,19 @@ def seconds_ahead(job: Job, results: Sequence[Result], given_up: set[str]) -> fl
 
 
 def earlier_results(job: Job) -> list[Result]:
-    """Results that are there already."""
-    from llm_recipes.gguf.bench_results import RESULTS, read_results
+    """Results that are there already.
 
-    return read_results(job.bench.output) if (job.bench.output / RESULTS).is_file() else []
+    Raises:
+        LLMError: If they are another machine's.
+    """
+    from llm_recipes.cpu_topology import cpu_model
+    from llm_recipes.gguf.bench_results import RESULTS, check_machine, read_results
+
+    output = job.bench.output
+    results = read_results(output) if (output / RESULTS).is_file() else []
+    gpus = ", ".join(gpu.description for gpu in job.machine.gpus)
+    check_machine(output, results, cpu_model(), None if job.machine.workers else gpus)
+    return results
 
 
 def measure_all(job: Job) -> int:
@@ -205,7 +214,7 @@ def measure_all(job: Job) -> int:
     from llm_recipes.device import choose_device, device_name
     from llm_recipes.gguf.bench_options import RECIPE, RECORD
     from llm_recipes.gguf.bench_report import peak_of, report
-    from llm_recipes.gguf.bench_results import locked
+    from llm_recipes.output_folder import measuring_alone
     from llm_recipes.record import start_record, write_record
 
     bench, gpus = job.bench, job.machine.gpus
@@ -213,7 +222,7 @@ def measure_all(job: Job) -> int:
     record = start_record(RECIPE, job.config, device)
     models = {point.model.digest: point.model for point in job.points}.values()
     record["models"] = [{"path": str(m.file.path), **m.described()} for m in models]
-    with locked(bench.output):
+    with measuring_alone(bench.output / ".lock", "bench.py", f"in {bench.output}"):
         write_record(bench.output / RECORD, record, "running")
         peak = peak_of(gpus, job.config["measure_peak"])
         results = earlier_results(job)

@@ -232,6 +232,15 @@ def test_missing_tests() -> None:
     assert missing_tests(point, 2, no_memory, set(), VERSION) == [PP]
 
 
+def test_results_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None:
+    mine = replace(result([1.0]), build={"cpu": "a CPU", "gpu_info": "a GPU"})
+    for cpu, gpus in (("a CPU", "a GPU"), ("a CPU", None)):
+        bench_results.check_machine(tmp_path, [mine], cpu, gpus)
+    for cpu, gpus in (("another", "a GPU"), ("a CPU", "another"), ("a CPU", "")):
+        with pytest.raises(LLMError, match="has results of another machine"):
+            bench_results.check_machine(tmp_path, [mine], cpu, gpus)
+
+
 def test_combinations_are_counted_once() -> None:
     axes = Axes(threads=(1, 2), batch=(64, 512), micro_batch=(128, 512), prompt=(8, 8), new=(0,))
     points = combinations([model()], axes, Machine())

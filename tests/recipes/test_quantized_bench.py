@@ -30,6 +30,7 @@ from llm_recipes.gguf.bench_runs import Bench
 from llm_recipes.gguf.remote_hosts import RemoteHost
 from llm_recipes.gguf.rpc import started_server
 from llm_recipes.gguf.threads import granted_cores
+from llm_recipes.output_folder import measuring_alone
 
 SCRIPT = RECIPES / "quantized" / "bench.py"
 NAME = "it's; a $HOME bench ü"
@@ -442,7 +443,7 @@ def test_places_that_cannot_be_written(
     captured = capsys.readouterr()
     assert "no space left to write" in captured.err and "Traceback" not in captured.err
     points.unlink()
-    with bench_results.locked(tmp_path / NAME):
+    with measuring_alone(tmp_path / NAME / ".lock", "bench.py", "in it"):
         assert start(*threads(1)) == 2
     assert "another bench.py is measuring in" in capsys.readouterr().err
     (tmp_path / "file").touch()

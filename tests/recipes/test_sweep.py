@@ -21,6 +21,7 @@ from conftest import RECIPES, recipe_environment
 
 from llm_recipes import sweep_points, sweep_report, sweep_runs
 from llm_recipes.cli import run_recipe
+from llm_recipes.output_folder import measuring_alone
 from llm_recipes.sweep_plan import Planned
 from llm_recipes.sweep_runs import Row
 
@@ -364,7 +365,7 @@ def test_a_preset_gives_what_is_not_swept(start: Start, tmp_path: Path) -> None:
 def test_a_run_that_another_sweep_measures(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with sweep_runs.locked(tmp_path / NAME, "batch-1"):
+    with measuring_alone(tmp_path / NAME / "runs/.batch-1.lock", "sweep", "batch-1"):
         (tmp_path / NAME / "sweep.json").write_text('{"recipe": "finetune/sweep"}')
         assert start(*batches(1, 2)) == 2
     assert "another sweep is measuring batch-1" in capsys.readouterr().err

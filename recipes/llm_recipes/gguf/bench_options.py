@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError, faults_of
 from llm_recipes.gguf.bench_points import Axes, Point
 from llm_recipes.gguf.placement import shares_of
 from llm_recipes.gguf.threads import MOST_THREADS
-from llm_recipes.record import read_record
+from llm_recipes.output_folder import check_output_folder
 
 RECIPE = "quantized/bench"
 RECORD = "run.json"
@@ -38,7 +37,8 @@ def option_faults(config: Mapping[str, Any]) -> list[LLMError]:
     if config["output"] is None:
         faults.append(LLMError("option --output is missing", fix="--output FOLDER"))
     else:
-        faults += faults_of(lambda: check_folder(config["output"].expanduser().absolute()))
+        output = config["output"].expanduser().absolute()
+        faults += faults_of(lambda: check_output_folder(output, RECORD, RECIPE, "benchmark"))
     for name, (least, _) in NUMBERS.items():
         values = [value for value in config[name] or [] if isinstance(value, int)]
         most = MOST_THREADS if name == "threads" else 2**31 - 1
@@ -60,24 +60,6 @@ def option_faults(config: Mapping[str, Any]) -> list[LLMError]:
         why = "both --prompt-tokens and --new-tokens are 0"
         faults.append(LLMError("there is nothing to measure", why, "leave one of them out"))
     return faults + faults_of(lambda: shares_of(config["shares"]))
-
-
-def check_folder(output: Path) -> None:
-    """See that the folder is new, or an earlier benchmark's.
-
-    Raises:
-        LLMError: If it holds something else.
-    """
-    if output.exists() and not output.is_dir():
-        raise LLMError(f"{output} is a file", "the output is a folder", "choose another --output")
-    if not output.is_dir():
-        return
-    present = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-    record = read_record(output / RECORD) or {}
-    if present and record.get("recipe") != RECIPE:
-        why = f"it holds {', '.join(present[:5])}, and no record of a benchmark"
-        what = f"{output} is not the folder of a benchmark"
-        raise LLMError(what, why, "choose another --output")
 
 
 def gpu_faults(config: Mapping[str, Any], gpus: int) -> list[LLMError]:

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,24 +136,24 @@ def missing_tests(
     return [test for test, key in keys.items() if key not in ended and (key, number) not in done]
 
 
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep others from measuring into the same folder.
+def check_machine(output: Path, results: Sequence[Result], cpu: str, gpus: str | None) -> None:
+    """Make sure that what is there was measured on a machine like this one.
+
+    Args:
+        output: Folder of the results.
+        results: What it holds.
+        cpu: This machine's.
+        gpus: This machine's; None: not to be compared, as GPUs of other hosts are among them.
 
     Raises:
-        LLMError: If one does, or the folder can't be written.
+        LLMError: If another CPU or other GPUs have measured.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = open(output / ".lock", "a", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise write_fault(output, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fix = "wait for it, or choose another --output"
-            raise LLMError(f"another bench.py is measuring in {output}", "", fix) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    for build in (result.build for result in results):
+        pairs = [(build.get("cpu", cpu), cpu)]
+        if gpus is not None and build.get("gpu_info") is not None:
+            pairs.append((build["gpu_info"], gpus))
+        for there, here in pairs:
+            if there != here:
+                why = f"{there or 'no GPU'} was measured there, and here is {here or 'no GPU'}"
+                fix = "another --output; --compare compares the two"
+                raise LLMError(f"{output} has results of another machine", why, fix)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llm_recipes.cpu_topology import cpu_model
 from llm_recipes.errors import LLMError
 from llm_recipes.files import write_fault
 from llm_recipes.gguf.bench_points import (
@@ -241,7 +242,7 @@ def plain_result(
         setting=asdict(point.setting),
         test=asdict(test),
         note=note,
-        build={"version": bench.version},
+        build={"version": bench.version, "cpu": cpu_model()},
         read_bytes=read_bytes(point, test),
     )
 
