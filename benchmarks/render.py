@@ -213,6 +213,16 @@ def gguf_load(r: Result) -> str:
                 "until the first token | rate", lines)
 
 
+def gguf_scoring(r: Result) -> str:
+    """Questions with choices scored together and one by one."""
+    shape = f"{r['parameters'] / 1e9:.2f} B parameters, {r['type']}, {r['threads']} threads"
+    return rows(
+        f"{shape}, {r['questions']} questions | together | one by one | ratio | of each round",
+        [f"{row['form']} | {row['together_s']:.1f} s | {row['one_by_one_s']:.1f} s | "
+         f"{row['ratio']:.2f} | {', '.join(f'{ratio:.2f}' for ratio in row['ratios'])}"
+         for row in r["forms"]])
+
+
 def llama_native(r: Result) -> str:
     """The image's kernels against native ones."""
     return rows(
@@ -256,8 +266,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
-    "gguf_generate": gguf_generate, "gguf_load": gguf_load, "llama_native": llama_native,
-    "llama_threads": llama_threads,
+    "gguf_generate": gguf_generate, "gguf_load": gguf_load, "gguf_scoring": gguf_scoring,
+    "llama_native": llama_native, "llama_threads": llama_threads,
 }
 
 

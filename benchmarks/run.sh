@@ -33,6 +33,7 @@ bin/llm-run --image llm-cpu python benchmarks/finetune_memory.py \
 bin/llm-run --image llm-cpu python benchmarks/gguf_generate.py \
     --output "$results/gguf_generate.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/gguf_load.py --output "$results/gguf_load.json"
+bin/llm-run --image llm-cpu python benchmarks/gguf_scoring.py --output "$results/gguf_scoring.json"
 bin/llm-run --image llm-cpu python benchmarks/gguf_models.py --folder build/benchmarks/gguf
 bin/llm-run --image llm-cpu python benchmarks/llama_threads.py \
     --model build/benchmarks/gguf/random-0.5b-Q4_K_M.gguf --output "$results/llama_threads.json"

@@ -81,7 +81,8 @@ if does == "nothing":
 def report(prompt, new, rate):
     repeats = range(int(options["--repetitions"]))
     times = [int(1e9 * (prompt + new) / (rate * (1 + 0.01 * n))) for n in repeats]
-    row = {"build_commit": "none", "build_number": 0, "cpu_info": "a stub", "gpu_info": ""}
+    row = {"build_commit": "none", "build_number": 0, "cpu_info": "a stub"}
+    row["gpu_info"] = ", ".join(["NVIDIA L4"] * stub.get("gpus", 0))
     row |= {"n_prompt": prompt, "n_gen": new, "n_depth": 0, "samples_ns": times}
     say(json.dumps(row))
 rate = stub.get("speed", 1.0) * threads
@@ -262,6 +263,9 @@ def test_gpus(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     # The layers of the output count, and all of them are on GPUs, whose data sheet is known.
     assert "MBU" in capsys.readouterr().out
     assert (tmp_path / NAME / "gpu-layers.png").exists()
+    assert start(*threads(1), does={"gpus": 1}) == 2
+    assert "has results of another machine" in capsys.readouterr().err
+    (tmp_path / NAME).rename(tmp_path / "two")
     assert start(*threads(1), "--gpu-layers", "all", does={"gpus": 1, "free": 0}) == 2
     assert "none of this can be measured here" in capsys.readouterr().err
     both = ["--gpu-layers", 0, "--gpu-layers", "all", "--rounds", 1, "--prompt-tokens", 0]
