@@ -147,6 +147,18 @@ def test_a_gain_must_be_more_than_noise(tmp_path: Path) -> None:
     assert sweep(plan, lambda setting, tokens: next(calm), 32, 3).best == Setting(1)
 
 
+def test_without_a_winner_it_is_the_granted_cores_unless_they_are_slower(tmp_path: Path) -> None:
+    """As before tuning: under a quota the default wastes what it was granted."""
+    add_files(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"})
+    plan = plan_of(tmp_path, {0, 1}, cores=2)
+    assert (plan.default, plan.granted) == (Setting(2), Setting(1))
+    faster = iter([10, 10, 10, 13, 12, 12.9, 10, 13])  # not in the second round
+    chosen = sweep(plan, lambda setting, tokens: next(faster), 32, 3)
+    assert chosen.best == plan.granted and "1.30 times the default" in chosen.why
+    slower = iter([10, 10, 10, 9, 12, 10, 10, 9.5])
+    assert sweep(plan, lambda setting, tokens: next(slower), 32, 3).best == plan.default
+
+
 def test_rounds_go_back_and_forth(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, {0, 1}, cores=2)
     asked: list[tuple[int, int]] = []

@@ -7,7 +7,8 @@ First a look with few tokens at the default and the granted cores, then at fewer
 more, each way until it gets worse. What came close is measured in rounds, each of them once a
 round and every other round backwards, so that a machine that slows down decides nothing. Another
 setting than the default must win every round, and on the median by two percent, or by half of what
-the default's own rounds differ.
+the default's own rounds differ. Where none does, it is the granted cores if they were no slower on
+the median, as without any measurement, else the default.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def plan_for(cores: Cores, work: Work, numa: Numa | None = None) -> Plan:
 
 
 def sweep(plan: Plan, measure: Measure, tokens: int, repeats: int) -> Found:
-    """Find the best setting; llama.cpp's default where nothing is better beyond doubt.
+    """Find the best setting; the default or the granted cores where none is better beyond doubt.
 
     Args:
         measure: Gives the tokens a second of a setting over a number of tokens.
@@ -141,13 +142,18 @@ def sweep(plan: Plan, measure: Measure, tokens: int, repeats: int) -> Found:
 
 
 def decide(finalists: list[Tried], plan: Plan) -> tuple[Setting, str]:
-    """The fastest that is better than the default beyond doubt, else the default."""
+    """The fastest that is better than the default beyond doubt, else granted cores or default."""
     by_setting = {one.setting: one for one in finalists}
     reference = by_setting.get(plan.default) or by_setting.get(plan.granted) or finalists[0]
     winners = [one for one in finalists if one is not reference and _beats(one, reference)]
     best = max(winners, key=lambda one: one.rate, default=reference)
     if plan.default not in by_setting:
         return best.setting, "llama.cpp's default is less than half as fast"
+    granted = by_setting.get(plan.granted)
+    if best is reference and granted is not None and granted is not reference:
+        ratio = against(granted, reference)
+        if ratio >= 1:
+            return plan.granted, f"the granted cores: {ratio:.2f} times the default, in noise"
     if best is reference:
         others = "nothing else came close" if len(finalists) == 1 else "nothing is surely better"
         return best.setting, f"llama.cpp's default: {others}"
