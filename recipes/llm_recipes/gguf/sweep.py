@@ -153,7 +153,7 @@ def decide(finalists: list[Tried], plan: Plan) -> tuple[Setting, str]:
     if best is reference and granted is not None and granted is not reference:
         ratio = against(granted, reference)
         if ratio >= 1:
-            return plan.granted, f"the granted cores: {ratio:.2f} times the default, in noise"
+            return plan.granted, f"the granted cores: {ratio:.2f} times the default, within noise"
     if best is reference:
         others = "nothing else came close" if len(finalists) == 1 else "nothing is surely better"
         return best.setting, f"llama.cpp's default: {others}"
