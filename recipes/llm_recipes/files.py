@@ -53,16 +53,20 @@ def staged_text(path: Path, text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_locked(partial: Path) -> Iterator[FileIO]:
-    """A file for appending that no other process has open so: what a result is written to at first.
+def open_locked(path: Path, busy: str | None = None) -> Iterator[FileIO]:
+    """A file for appending that no other process has open so.
+
+    Args:
+        path: What a result is written to at first, or a file that is there to be locked.
+        busy: What it means that another process has it; None: it writes that file.
 
     Raises:
         LLMError: If another process has it, or it cannot be written.
     """
     try:
-        file = open(partial, "a+b", buffering=0)  # noqa: SIM115 - closed below, after its errors
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed below, after its errors
     except OSError as error:
-        raise write_fault(partial, error) from error
+        raise write_fault(path, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +74,8 @@ def open_locked(partial: Path) -> Iterator[FileIO]:
             # Some network file systems know no locks; only a taken lock is a reason to stop.
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 fix = "wait for it, or choose another --output"
-                raise LLMError(f"another process is writing {partial}", fix=fix) from None
+                what = f"another process is writing {path}" if busy is None else busy
+                raise LLMError(what, fix=fix) from None
         yield file
 
 

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 from llm_recipes.errors import LLMError
-from llm_recipes.files import write_fault
+from llm_recipes.files import open_locked, write_fault
 from llm_recipes.record import read_record
 
 
@@ -52,16 +51,7 @@ def measuring_alone(lock: Path, kind: str, what: object) -> Iterator[None]:
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "a", encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
         raise write_fault(lock.parent, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fault = f"another {kind} is measuring {what}"
-            fix = "wait for it, or choose another --output"
-            raise LLMError(fault, "it holds the lock", fix) from None
-        except OSError:  # a file system without locks
-            pass
+    with open_locked(lock, f"another {kind} is measuring {what}"):
         yield

@@ -223,9 +223,9 @@ def measure_all(job: Job) -> int:
     models = {point.model.digest: point.model for point in job.points}.values()
     record["models"] = [{"path": str(m.file.path), **m.described()} for m in models]
     with measuring_alone(bench.output / ".lock", "bench.py", f"in {bench.output}"):
+        results = earlier_results(job)  # once more: others may have measured meanwhile
         write_record(bench.output / RECORD, record, "running")
         peak = peak_of(gpus, job.config["measure_peak"])
-        results = earlier_results(job)
         try:
             result = measure_missing(job, results)
         except BaseException as error:

@@ -149,12 +149,11 @@ def decide(finalists: list[Tried], plan: Plan) -> tuple[Setting, str]:
     best = max(winners, key=lambda one: one.rate, default=reference)
     if plan.default not in by_setting:
         return best.setting, "llama.cpp's default is less than half as fast"
-    granted = by_setting.get(plan.granted)
-    if best is reference and granted is not None and granted is not reference:
-        ratio = against(granted, reference)
-        if ratio >= 1:
-            return plan.granted, f"the granted cores: {ratio:.2f} times the default, within noise"
     if best is reference:
+        granted = by_setting.get(plan.granted, reference)
+        ratio = against(granted, reference)
+        if granted is not reference and ratio >= 1:
+            return plan.granted, f"the granted cores: {ratio:.2f} times the default, within noise"
         others = "nothing else came close" if len(finalists) == 1 else "nothing is surely better"
         return best.setting, f"llama.cpp's default: {others}"
     return best.setting, f"{against(best, reference):.2f} times llama.cpp's default"
