@@ -1,0 +1,1 @@
+"""Evaluation: what a model was measured with, item by item, and what that allows to conclude."""
