@@ -1,17 +1,19 @@
 """Tasks of lm-evaluation-harness by name or YAML file, looked at before a model is loaded.
 
     from llm_recipes.harness_tasks import load_tasks
-    manager, tasks = load_tasks(["arc_easy", "my_task.yaml"], include_path=None)
+    manager, tasks = load_tasks(["arc_easy", "my_task.yaml"])
 
 lm-eval leaves out a YAML file that it can't read, and stops at the first task that it can't load;
-here everything is said at once.
+here everything is said at once. Data that are not here and can't be fetched are named, with the
+command that fetches them and the place where they belong (harness_data.py).
 """
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +23,32 @@ from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.harness_data import is_missing, leaf_names, local_copy, missing_data
 from llm_recipes.model_folder import first_line
 
 YAML_SUFFIXES = (".yaml", ".yml")
 WILDCARDS = "*?["
-# Names of errors of datasets and huggingface_hub about what isn't here and can't be fetched.
-MISSING_DATA = (
-    "ConnectionError",
-    "OfflineModeIsEnabled",
-    "LocalEntryNotFoundError",
-    "DatasetNotFoundError",
-    "FileNotFoundError",
-    "GatedRepoError",
-)
+# Names of lm-eval's that manuals of 2023 have, and what they are called now.
+RENAMED = {
+    "truthfulqa_mc": "truthfulqa_mc1 or truthfulqa_mc2: it was both in one task",
+    "hendrycksTest-*": "mmlu",
+}
 
 
-def load_tasks(specs: Sequence[str], include_path: Path | None) -> tuple[TaskManager, list[Any]]:
+def load_tasks(
+    specs: Sequence[str],
+    include: Sequence[Path] = (),
+    data: Mapping[str, Path] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[TaskManager, list[Any]]:
     """Load tasks with their data.
 
     Args:
         specs: Names of tasks, groups or tags, with wildcards (mmlu_*), or paths of YAML files.
-        include_path: Folder with tasks of one's own; they go before lm-eval's.
+        include: Folders with tasks of one's own; they go before lm-eval's, the last one first.
+        data: By a task's name, a folder that is a copy of its dataset's repository; or a file,
+            which a task with Python code of its own finds as NAME_file among its metadata.
+        metadata: More for tasks with Python code of their own.
 
     Returns:
         The manager that knows all names, and what was asked for: tasks and groups.
@@ -50,17 +57,18 @@ def load_tasks(specs: Sequence[str], include_path: Path | None) -> tuple[TaskMan
         LLMError, ExceptionGroup: Every name that isn't known and file that can't be read; then all
             data that aren't here and tasks that don't fit their first example.
     """
-    if include_path is not None and not include_path.is_dir():
-        raise LLMError(f"--include-path {include_path} is no folder")
-    manager = _manager(specs, include_path)
-    names, faults = _resolve(specs, manager, include_path)
+    data = data or {}
+    raise_all([LLMError(f"--include {path} is no folder") for path in include if not path.is_dir()])
+    files = {f"{name}_file": str(path.absolute()) for name, path in data.items()}
+    manager = _manager(specs, include, {**(metadata or {}), **files})
+    names, faults = _resolve(specs, manager, include)
     raise_all(faults)
     loaded: list[Any] = []
     for name in names:
         try:
-            found = manager.load([name])
+            found = manager.load([_with_data(manager, name, data)])
         except Exception as error:  # YAML, jinja, datasets, metrics, a task's own Python
-            faults.append(_load_fault(name, error))
+            faults.append(_load_fault(manager, name, error))
             continue
         # A group is the first of its groups; a tag has only tasks.
         loaded += list(found["groups"].values())[:1] or list(found["tasks"].values())
@@ -73,19 +81,40 @@ def task_names(loaded: Sequence[Any]) -> list[str]:
     return [item.name if isinstance(item, Group) else item.task_name for item in loaded]
 
 
-def _manager(specs: Sequence[str], include_path: Path | None) -> TaskManager:
+def leaf_tasks(loaded: Sequence[Any]) -> list[Any]:
+    """The tasks themselves, those of groups too."""
+    leaves: list[Any] = []
+    for item in loaded:
+        leaves += item.get_all_tasks() if isinstance(item, Group) else [item]
+    return leaves
+
+
+def _manager(
+    specs: Sequence[str], include: Sequence[Path], metadata: Mapping[str, Any]
+) -> TaskManager:
     """A manager; lm-eval's own 14,000 files are only read where a name can be one of them."""
-    if all(_is_path(spec) and _is_task_file(Path(spec)) for spec in specs):
-        return TaskManager(include_path=include_path, include_defaults=False)
-    own = TaskManager(include_path=include_path, include_defaults=False)
+    folders, meta = [*include], dict(metadata)
+    own = TaskManager(include_path=folders, include_defaults=False, metadata=meta)
     known = {name for name, entry in own.task_index.items() if entry.kind == Kind.TASK}
     if all(spec in known or (_is_path(spec) and _is_task_file(Path(spec))) for spec in specs):
         return own
-    return TaskManager(include_path=include_path)
+    return TaskManager(include_path=folders, metadata=meta)
+
+
+def _with_data(manager: TaskManager, name: str, data: Mapping[str, Path]) -> Any:
+    """What is loaded for a name: itself, or what reads a local copy of its data."""
+    folder = data.get(name)
+    entry = manager.task_index.get(name)
+    if folder is None or entry is None or not folder.is_dir():
+        return name
+    config = local_copy(load_yaml(entry.yaml_path, resolve_func=False), folder.absolute())
+    # The form that manager.load() has for names, which takes no changes.
+    built = manager._factory.build(entry, overrides=config, registry=manager.task_index)
+    return built[0] if isinstance(built, list) else built
 
 
 def _resolve(
-    specs: Sequence[str], manager: TaskManager, include_path: Path | None
+    specs: Sequence[str], manager: TaskManager, include: Sequence[Path]
 ) -> tuple[list[str], list[LLMError]]:
     """Names and files that are there, wildcards matched, and a fault for each other."""
     names: list[str] = []
@@ -97,7 +126,7 @@ def _resolve(
         elif spec in manager.task_index:
             names.append(spec)
         elif not _is_path(spec):
-            faults.append(_unknown(spec, manager, include_path))
+            faults.append(_unknown(spec, manager, include))
         elif fault := _file_fault(Path(spec)):
             faults.append(fault)
         else:
@@ -133,13 +162,16 @@ def _file_fault(path: Path) -> LLMError | None:
     return None
 
 
-def _unknown(name: str, manager: TaskManager, include_path: Path | None) -> LLMError:
+def _unknown(name: str, manager: TaskManager, include: Sequence[Path]) -> LLMError:
     near = difflib.get_close_matches(name, manager.all_tasks, n=3)
     why = f"did you mean {', '.join(near)}?" if near else ""
-    broken = [] if include_path is None else list(_broken_files(include_path))
+    for old, now in RENAMED.items():
+        if fnmatch.fnmatchcase(name, old):
+            why = f"lm-eval calls it {now}"
+    broken = [line for folder in include for line in _broken_files(folder)]
     if broken:
         why = "\n".join([*([why] if why else []), *broken[:5]])
-    fix = "name a task of lm-eval (lm-eval ls tasks), a YAML file, or --include-path its folder"
+    fix = "name a task of lm-eval (lm-eval ls tasks), a YAML file, or --include its folder"
     return LLMError(f"unknown task {name!r}", why, fix)
 
 
@@ -150,15 +182,30 @@ def _broken_files(folder: Path) -> Iterator[str]:
             yield f"{fault.what} ({fault.why})"
 
 
-def _load_fault(name: str, error: Exception) -> LLMError:
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds.intersection(MISSING_DATA):
-        fix = (
-            "look at dataset_path and data_files of the task; data of a hub are fetched on a\n"
-            "machine with network first, into the same HF_HOME"
-        )
-        return LLMError(f"the data of task {name} are not here", _said(error), fix)
+def _load_fault(manager: TaskManager, name: str, error: Exception) -> LLMError:
+    if is_missing(error):
+        return missing_data(name, _missing_leaves(manager, name, error), _said(error))
     return LLMError(f"the task {name} can't be loaded", _said(error), "correct its YAML file")
+
+
+def _missing_leaves(
+    manager: TaskManager, name: str, error: Exception
+) -> dict[str, Mapping[str, Any]]:
+    """The tasks of a name whose data are not here, with their configurations."""
+    missing: dict[str, Mapping[str, Any]] = {}
+    leaves = leaf_names(manager.task_index, name)
+    for leaf in leaves:
+        if leaves != [name]:
+            try:
+                manager.load([leaf])
+                continue
+            except Exception as other:
+                if not is_missing(other):
+                    continue
+        entry = manager.task_index.get(leaf)
+        path = Path(leaf).expanduser() if entry is None else entry.yaml_path
+        missing[leaf] = load_yaml(path, resolve_func=False)
+    return missing
 
 
 def evaluation_fault(error: Exception) -> LLMError:

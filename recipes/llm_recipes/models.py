@@ -60,8 +60,19 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     trust_remote_code: bool,
+    shard: bool = False,
+    merge: bool = True,
 ) -> LoadedModel:
     """Load model and tokenizer; an adapter is merged into the weights, so it costs nothing a token.
+
+    Args:
+        folder: The model's.
+        adapter: The adapter's folder, if there is one.
+        device: Where it goes.
+        dtype: Of the weights.
+        trust_remote_code: Run Python code that the model brings along.
+        shard: Spread it over all GPUs that this process sees, layer by layer, in place of `device`.
+        merge: Merge the adapter; else it stays beside the weights, as it was trained.
 
     Raises:
         LLMError: If the files do not make a model this library knows.
@@ -78,7 +89,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             folder.path,
             dtype=dtype,
-            device_map={"": device},
+            device_map="auto" if shard else {"": device},
             trust_remote_code=trust_remote_code,
             weights_only=True,
         )
@@ -86,7 +97,8 @@ def load_model(
         with loading(adapter):
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            model = PeftModel.from_pretrained(model, str(adapter))
+            model = model.merge_and_unload() if merge else model
     model.requires_grad_(False)
     read_mapped_weights(model)
     if device.type == "cuda":

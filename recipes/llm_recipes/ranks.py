@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llm_recipes.errors import USER_MISTAKE, LLMError
 
@@ -54,6 +54,26 @@ class Ranks:
         torch.distributed.all_reduce(sums)
         found: list[float] = sums.tolist()
         return found
+
+    def of_all(self, found: Found) -> list[Found]:
+        """What each rank has found, by rank, on all of them; anything that pickle knows."""
+        if self.count == 1:
+            return [found]
+        import torch
+
+        everything: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(everything, found)
+        return everything
+
+    def from_first(self, found: Found) -> Found:
+        """What rank 0 has found, on all ranks; anything that pickle knows."""
+        if self.count == 1:
+            return found
+        import torch
+
+        sent = [found]
+        torch.distributed.broadcast_object_list(sent, src=0)
+        return sent[0]
 
     def least(self, number: float) -> float:
         """The smallest of all ranks' numbers."""
@@ -169,6 +189,8 @@ def start_ranks(use_gpus: bool) -> Ranks:
 
 def end_ranks() -> None:
     """Leave the process group."""
+    if "torch" not in sys.modules:  # a single process that ended early: importing takes seconds
+        return
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
