@@ -1,0 +1,208 @@
+"""A question on the terminal: table, text, what is right, and the answers of several models.
+
+    for line in question_lines(question, [Given("base", "1,496.5", {...})], console): ...
+
+Words of an answer that what is right doesn't have stand in [+ +], those that are missing in [- -]:
+differences show without colours, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llm_recipes.evaluation.judging import FAULTS, Fault, Judged, gold_text
+from llm_recipes.evaluation.questions import Question
+from llm_recipes.evaluation.run import EvaluatedRun, Item
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+MOST_ROWS = 30
+CELL_WIDTH = 9  # of a table's column at least, where its cells are as wide
+ANSWER_WIDTH = 22  # of a model's column at least: else models stand below each other
+RIGHT, WRONG, NONE = "right", "wrong", "no answer"
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer to be shown. name: the model's or run's; scores: None if there is no answer."""
+
+    name: str
+    text: str
+    scores: Mapping[str, float] | None
+    fault: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Right or wrong in a word, with F1 where it says more."""
+        if self.scores is None:
+            return NONE
+        if self.scores.get("exact_match", 0.0) >= 1:
+            return RIGHT if self.scores.get("scale", 1.0) >= 1 else f"{RIGHT}, other scale"
+        f1 = self.scores.get("f1", 0.0)
+        return f"{WRONG}, F1 {f1:.2f}" if f1 else WRONG
+
+
+def given_now(name: str, judged: Judged) -> Given:
+    """An answer that was just made."""
+    fault: Fault = judged.fault
+    return Given(name, judged.text, judged.scores, FAULTS[fault] if fault else "")
+
+
+def given_by(run: EvaluatedRun, question: Question, name: str) -> Given:
+    """The answer of an earlier run: found by its id, else by question and right answer."""
+    item = _item_of(run, question)
+    if item is None or item.shown is None:
+        return Given(name, "", None, "not in this run")
+    scores = {key: value for key, value in item.scores.items() if isinstance(value, (int, float))}
+    return Given(name, item.shown.answer, scores)
+
+
+def names_of(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """A name for each run: of its folder, with those above where that is needed to tell them."""
+    short = [run.name for run in runs]
+    return [
+        f"{run.folder.resolve().parent.name}/{run.name}" if short.count(run.name) > 1 else run.name
+        for run in runs
+    ]
+
+
+def show_question(question: Question, given: Sequence[Given], console: Console) -> None:
+    """Print a question with all of its answers."""
+    example = question.example
+    console.rule(f"sid {question.number}, uid {example.id}", align="left", characters="=")
+    if question.table:
+        _print_table(question.table, console)
+        for paragraph in question.paragraphs:
+            _print(console, paragraph)
+            console.print()
+    elif question.context.strip():
+        _print(console, question.context)
+        console.print()
+    _print(console, f"Question  {question.text}")
+    kinds = ", ".join(f"{name} {value}" for name, value in question.groups.items() if value)
+    if kinds:
+        _print(console, f"          {kinds}")
+    gold = gold_text(question) if question.gold or question.golds else ""
+    if not given:
+        _print(console, f"Gold      {gold or '(the file has none)'}")
+    else:
+        console.print(_answers(gold, given, console.width))
+    console.print()
+
+
+def marked(answer: str, gold: str) -> Text:
+    """The answer with what is too much in [+ +] and what is missing in [- -]."""
+    from rich.text import Text
+
+    one, other = gold.split(), answer.split()
+    text = Text()
+    matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
+    for kind, start, end, first, last in matcher.get_opcodes():
+        missing, added = " ".join(one[start:end]), " ".join(other[first:last])
+        pieces = [(added, "")] if kind == "equal" else []
+        if kind != "equal":
+            pieces += [(f"[-{missing}-]", "yellow")] if missing else []
+            pieces += [(f"[+{added}+]", "red")] if added else []
+        for piece, style in pieces:
+            text.append(" " if text else "")
+            text.append(piece, style)
+    return text
+
+
+def _answers(gold: str, given: Sequence[Given], width: int) -> Table:
+    """One column a model if they fit beside each other, else one row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    gold_text_ = Text(gold or "(the file has none)")
+    bodies = [_body(one, gold) for one in given]
+    table = Table(show_lines=True, width=width)
+    if width // (len(given) + 1) >= ANSWER_WIDTH:
+        heads = [Text("gold"), *(Text(f"{one.name}\n{one.verdict}", _style(one)) for one in given)]
+        for head in heads:
+            table.add_column(head, overflow="fold", ratio=1)
+        table.add_row(gold_text_, *bodies)
+        return table
+    for head, ratio in (("model", 1), ("answer", 3)):
+        table.add_column(head, overflow="fold", ratio=ratio)
+    table.add_row("gold", gold_text_)
+    for one, body in zip(given, bodies, strict=True):
+        table.add_row(Text(f"{one.name}\n{one.verdict}", _style(one)), body)
+    return table
+
+
+def _body(one: Given, gold: str) -> Text:
+    from rich.text import Text
+
+    if one.scores is None:
+        return Text(f"({one.fault})", "dim")
+    text = Text(one.text.strip()) if one.verdict == RIGHT or not gold else marked(one.text, gold)
+    if one.fault:
+        text.append(f"\n({one.fault})", "dim")
+    return text
+
+
+def _style(one: Given) -> str:
+    if one.scores is None:
+        return "dim"
+    return "green" if one.scores.get("exact_match", 0.0) >= 1 else "red"
+
+
+def _print_table(rows: Sequence[Sequence[object]], console: Console) -> None:
+    """The first rows and columns that there is room for, and how many are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = max((len(row) for row in rows), default=0)
+    shown = _columns_that_fit(rows, columns, console.width)
+    table = Table(show_header=False, show_lines=False)
+    for number in range(shown):
+        table.add_column(overflow="fold", justify="left" if number == 0 else "right")
+    for row in rows[:MOST_ROWS]:
+        cells = ["" if cell is None else " ".join(str(cell).split()) for cell in row]
+        cells += [""] * (columns - len(cells))
+        table.add_row(*(Text(cell) for cell in cells[:shown]))
+    console.print(table)
+    left_out = []
+    if len(rows) > MOST_ROWS:
+        left_out.append(f"{len(rows) - MOST_ROWS} more rows")
+    if shown < columns:
+        left_out.append(f"{columns - shown} more columns")
+    if left_out:
+        _print(console, f"(the table has {' and '.join(left_out)} than are shown)")
+    console.print()
+
+
+def _columns_that_fit(rows: Sequence[Sequence[object]], columns: int, width: int) -> int:
+    used = 1
+    for number in range(columns):
+        cells = (str(row[number]) for row in rows if number < len(row))
+        used += min(CELL_WIDTH, max((len(cell) for cell in cells), default=0)) + 3
+        if used > width:
+            return max(1, number)
+    return columns
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=False, overflow="fold")
+
+
+def _item_of(run: EvaluatedRun, question: Question) -> Item | None:
+    items = [item for task in run.tasks.values() for item in task.items]
+    for item in items:
+        if item.id == question.example.id:
+            return item
+    wanted = (" ".join(question.text.split()), " ".join(gold_text(question).split()))
+    for item in items:
+        shown = item.shown
+        if shown and shown.question.split() and wanted[1] == " ".join(shown.gold.split()):
+            asked = " ".join(shown.question.split())
+            if asked == wanted[0] or asked.endswith(wanted[0]):
+                return item
+    return None
