@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -191,7 +192,8 @@ def run(settings: dict[str, Any], ranks: Ranks) -> int:
     manager, loaded = ranks.together(lambda: load(job))
     from llm_recipes.record import start_record
 
-    record = start_record(RECIPE, settings, "")
+    own = [str(path) for path in settings["include"] or ()]
+    record = start_record(RECIPE, {**settings, "include": own}, "")
     record["made_with"] = depends
     ending = "failed"
     try:
@@ -428,6 +430,8 @@ def simple_evaluate(
     seeds = SEEDS if o["seed"] is None else (o["seed"],) * 4
     multiturn = o["fewshot_as_multiturn"]
     chat = o["apply_chat_template"]
+    # lm-eval's bootstrap starts processes, and ends them by a signal that means more to us.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         return lm_eval.simple_evaluate(
             model=lm,

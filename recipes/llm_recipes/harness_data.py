@@ -8,9 +8,11 @@ repository is copied into a folder that `--task-data NAME=FOLDER` names.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,41 +100,63 @@ def missing_data(name: str, tasks: Mapping[str, Mapping[str, Any]], why: str) ->
         fix = f"put it there, or change data_files in the task: {local[0]} is not here"
         return LLMError(f"the data of task {name} are not here", why, fix)
     wanted = list(dict.fromkeys(_dataset(config) for config in tasks.values()))
-    told = [f"{repo}{f' ({subset})' if subset else ''}" for repo, subset, _ in wanted if repo]
-    if not told:
+    wanted = [data for data in wanted if data.repository]
+    if not wanted:
         fix = "look at dataset_path and data_files of the task"
         return LLMError(f"the data of task {name} are not here", why, fix)
-    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    more = f" and {len(wanted) - SHOWN} more" if len(wanted) > SHOWN else ""
+    said = f"it needs the dataset {', '.join(data.told() for data in wanted[:SHOWN])}{more}"
+    fix = "\n".join([*_fetch_into_cache(wanted), *_fetch_into_folder(name, wanted)])
+    return LLMError(f"the data of task {name} are not here", f"{said}\n{why}", fix)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a task reads. repository: on the hub. subset: of it. file: a single one of it."""
+
+    repository: str
+    subset: str = ""
+    file: str = ""
+
+    def told(self) -> str:
+        """For messages."""
+        if self.file:
+            return f"{self.repository}, of it {self.file}"
+        return f"{self.repository} ({self.subset})" if self.subset else self.repository
+
+
+def _fetch_into_cache(wanted: Sequence[Dataset]) -> list[str]:
+    """Commands for a login node, if they are few; single files are not found in the cache."""
+    if len(wanted) > SHOWN or any(data.file for data in wanted):
+        return []
     where = os.environ.get("HF_HOME") or "~/.cache/huggingface"
     lines = [f"on a machine with network, with the same HF_HOME (here {where}):"]
-    for repo, subset, is_file in [item for item in wanted if item[0]][:SHOWN]:
-        if not is_file:
-            arguments = ", ".join(repr(part) for part in (repo, subset) if part)
-            code = f"import datasets; datasets.load_dataset({arguments})"
-            lines.append(f"  HF_HUB_OFFLINE=0 llm-run python -c {shlex.quote(code)}")
-    if len(lines) == 1:
-        lines = []
-    lines.append("or a copy of your own, in any folder:" if lines else "fetch it into any folder:")
-    repo = next(item[0] for item in wanted if item[0])
-    folder = f"data/{repo.rpartition('/')[2]}"
-    lines.append(
-        f"  HF_HUB_OFFLINE=0 llm-run hf download --repo-type dataset {repo} --local-dir {folder}"
-    )
-    lines.append(f"  and then --task-data {name}={folder}")
-    said = f"it needs the dataset {', '.join(told[:SHOWN])}{more}"
-    return LLMError(f"the data of task {name} are not here", f"{said}\n{why}", "\n".join(lines))
+    for data in wanted:
+        parts = ", ".join(json.dumps(part) for part in (data.repository, data.subset) if part)
+        code = f"import datasets; datasets.load_dataset({parts})"
+        lines.append(f"  HF_HUB_OFFLINE=0 llm-run python -c {shlex.quote(code)}")
+    return [*lines, "or a copy in any folder:"]
 
 
-def _dataset(config: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """Repository and subset that a task reads, and whether it names files of it."""
+def _fetch_into_folder(name: str, wanted: Sequence[Dataset]) -> list[str]:
+    repository = wanted[0].repository
+    folder = f"data/{repository.rpartition('/')[2]}"
+    fetch = f"llm-run hf download --repo-type dataset {repository} --local-dir {folder}"
+    return [
+        f"on a machine with network: HF_HUB_OFFLINE=0 {fetch}",
+        f"and then, anywhere: --task-data {name}={folder}",
+    ]
+
+
+def _dataset(config: Mapping[str, Any]) -> Dataset:
     for file in data_files(config):
         if file.startswith(HUB_FILES):
-            owner, name, *_ = file.removeprefix(HUB_FILES).split("/")
-            return f"{owner}/{name.partition('@')[0]}", "", True
+            owner, name, *parts = file.removeprefix(HUB_FILES).split("/")
+            return Dataset(f"{owner}/{name.partition('@')[0]}", file="/".join(parts))
     path = str(config.get("dataset_path") or "")
-    if path in READERS or not path:
-        return "", "", False
-    return path, str(config.get("dataset_name") or ""), False
+    if path in READERS:
+        return Dataset("")
+    return Dataset(path, str(config.get("dataset_name") or ""))
 
 
 def _replaced(value: Any, folder: Path) -> Any:
