@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.errors import LLMError, leaves, raise_all
 from llm_recipes.harness_data import is_missing, leaf_names, local_copy, missing_data
 from llm_recipes.model_folder import first_line
 
@@ -68,7 +68,7 @@ def load_tasks(
         try:
             found = manager.load([_with_data(manager, name, data)])
         except Exception as error:  # YAML, jinja, datasets, metrics, a task's own Python
-            faults.append(_load_fault(manager, name, error))
+            faults += _load_faults(manager, name, error)
             continue
         # A group is the first of its groups; a tag has only tasks.
         loaded += list(found["groups"].values())[:1] or list(found["tasks"].values())
@@ -182,10 +182,14 @@ def _broken_files(folder: Path) -> Iterator[str]:
             yield f"{fault.what} ({fault.why})"
 
 
-def _load_fault(manager: TaskManager, name: str, error: Exception) -> LLMError:
+def _load_faults(manager: TaskManager, name: str, error: Exception) -> list[LLMError]:
+    if isinstance(error, LLMError):  # what a task of this repository says itself
+        return [error]
+    if isinstance(error, ExceptionGroup) and not error.split(LLMError)[1]:
+        return list(leaves(error))
     if is_missing(error):
-        return missing_data(name, _missing_leaves(manager, name, error), _said(error))
-    return LLMError(f"the task {name} can't be loaded", _said(error), "correct its YAML file")
+        return [missing_data(name, _missing_leaves(manager, name, error), _said(error))]
+    return [LLMError(f"the task {name} can't be loaded", _said(error), "correct its YAML file")]
 
 
 def _missing_leaves(

@@ -1,101 +1,26 @@
-"""A task that a tiny model learns in a hundred steps and can't guess: 3 is added to each of five
-digits, tens dropped ("27981" -> "50214"). One answer in 100,000 is right by chance.
+"""Whether a model has learned the task of `llm_recipes.digits_task`, and how sure that is.
 
-    task = draw_task(seed=0, seen=set())  # what is tuned on, and what is evaluated
-    write_alpaca(task.tuning, path)
-    correct(model_folder, adapter, task.evaluation)
-
-No evaluated item is a tuned one in another order: sets of digits belong to one side or the other.
+correct(model_folder, adapter, task.evaluation)
+bounds(right=930, count=1000)
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import random
-import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations_with_replacement, islice
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from conftest import RECIPES
 
-INSTRUCTION = "Add 3 to each digit."
-ADDED, LENGTH, DIGITS = 3, 5, "0123456789"
-EVALUATED_SHARE = 0.3  # of the sets of digits
+from llm_recipes.digits_task import INSTRUCTION, alpaca_lines, answer
+
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
-class Task:
-    """Items of both sides: the digits that are asked about, for example "27981"."""
-
-    tuning: tuple[str, ...]
-    evaluation: tuple[str, ...]
-
-
-def answer(item: str) -> str:
-    return "".join(str((int(digit) + ADDED) % 10) for digit in item)
-
-
-def without_order(item: str) -> str:
-    return "".join(sorted(item))
-
-
-def draw_task(
-    seed: int, seen: Collection[str], tuning: int = 2400, evaluation: int = 1000
-) -> Task:
-    """Draw distinct items for both sides.
-
-    seen: sets of digits, sorted, that are in no question and no answer of them.
-    """
-    rng = random.Random(seed)
-    sets = ["".join(digits) for digits in combinations_with_replacement(DIGITS, LENGTH)]
-    evaluated = set(rng.sample(sets, round(EVALUATED_SHARE * len(sets))))
-    sides: tuple[list[str], list[str]] = ([], [])
-    wanted = (tuning, evaluation)
-    for number in rng.sample(range(10**LENGTH), 10**LENGTH):
-        item = f"{number:0{LENGTH}}"
-        if without_order(item) in seen or without_order(answer(item)) in seen:
-            continue
-        side = int(without_order(item) in evaluated)
-        if len(sides[side]) < wanted[side]:
-            sides[side].append(item)
-        if (len(sides[0]), len(sides[1])) == wanted:
-            break
-    return Task(tuple(sides[0]), tuple(sides[1]))
-
-
-def pretraining_texts(natural: list[str], steps: int, seed: int = 0) -> Iterator[str]:
-    """All texts, and some more, that tiny.py learns from in so many steps.
-
-    natural: those of `natural_documents`.
-    """
-    from llm_recipes.tiny_corpus import split_documents, training_documents
-    from llm_recipes.tiny_training import BATCH_BLOCKS, BLOCK_TOKENS
-
-    training, _ = split_documents(natural)
-    fewest_tokens = 3  # of a document: BOS, a piece of text, EOS
-    most = steps * BATCH_BLOCKS * BLOCK_TOKENS // fewest_tokens
-    for document in islice(training_documents(training, seed), most):
-        yield document.text
-        for turn in document.turns:
-            yield from (turn.instruction, turn.response)
-
-
-def digits_in(text: str) -> set[str]:
-    """Numbers of a text, and what a sum of it has on its left, in any order: "2 + 3" -> "23"."""
-    found = set(re.findall(r"\d+", text))
-    found |= {re.sub(r"\D", "", sum_) for sum_ in re.findall(r"\d+(?:\s*\+\s*\d+)+", text)}
-    return {without_order(number) for number in found}
-
-
 def write_alpaca(items: Sequence[str], path: Path) -> Path:
-    rows = ({"instruction": INSTRUCTION, "input": i, "output": answer(i)} for i in items)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(alpaca_lines(items), encoding="utf-8")
     return path
 
 

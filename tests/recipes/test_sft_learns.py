@@ -17,21 +17,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import RECIPES, recipe_environment
-from learning_task import (
+from learning_task import bounds, correct, load_recipe, write_alpaca
+
+from llm_recipes import stop_signals, tiny_corpus
+from llm_recipes.digits_task import (
     INSTRUCTION,
     Task,
     answer,
-    bounds,
-    correct,
     digits_in,
     draw_task,
-    load_recipe,
     pretraining_texts,
     without_order,
-    write_alpaca,
 )
-
-from llm_recipes import stop_signals, tiny_corpus
 from llm_recipes.metrics_log import read_rows
 from llm_recipes.tiny_models import ARCHITECTURES, Architecture
 
