@@ -65,7 +65,9 @@ def write(folder: Path, content: Mapping[str, Any], name: str = "run.json") -> P
     return path
 
 
-def write_training(folder: Path, hour: int, steps: int, method: str = "lora", seed: int = 0) -> None:
+def write_training(
+    folder: Path, hour: int, steps: int, method: str = "lora", seed: int = 0
+) -> None:
     """A fine-tuning with metrics.jsonl."""
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
@@ -136,7 +138,7 @@ def tatqa(share: float, seed: int, items: int = 180) -> Task:
             question=f"What was the total revenue in {2010 + n % 9}?",
             gold=gold,
             answer=answer,
-            context=f"| | {2018 - n % 5} | 2019 |\n|---|---|---|\n| Revenue | {n * 31} | {n * 37} |",
+            context=f"| | {2018 - n % 5} | 2019 |\n|---|---|---|\n| Sales | {n * 31} | {n * 37} |",
         )
         made.append(
             Item(
@@ -283,7 +285,9 @@ def write_bench(folder: Path, hour: int) -> None:
 
 def write_sweep(folder: Path, hour: int) -> None:
     """What sweep.py leaves."""
-    content = record("finetune/sweep", hour, best="batch 4", changes=["batch 2 -> 4: tokens/s +31 %"])
+    content = record(
+        "finetune/sweep", hour, best="batch 4", changes=["batch 2 -> 4: tokens/s +31 %"]
+    )
     content["rows"] = [
         {
             "name": f"batch {size}",

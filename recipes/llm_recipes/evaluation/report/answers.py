@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
-from llm_recipes.evaluation.report.blocks import Answer, Block, Item, Line, Piece, Section, Tone, Words
+from llm_recipes.evaluation.report.blocks import (
+    Answer,
+    Block,
+    Item,
+    Line,
+    Piece,
+    Section,
+    Tone,
+    Words,
+)
 from llm_recipes.evaluation.report.collect import ENDING, Run
 from llm_recipes.evaluation.report.diff import changed, different
 from llm_recipes.evaluation.report.results import by_task
@@ -63,7 +72,7 @@ def answers(runs: Sequence[Run], most: int, chosen: Sequence[str]) -> Section | 
     Args:
         runs: All of the report.
         most: Items at most; 0: none.
-        chosen: Ids or numbers of items to show, instead of those that differ.
+        chosen: Items to show instead: ids, numbers, lists and ranges of these.
 
     Raises:
         LLMError: For what was chosen and isn't there.
@@ -167,14 +176,16 @@ def differing(asked: Sequence[Asked], most: int) -> list[Asked]:
 
 
 def pick(asked: Sequence[Asked], chosen: Sequence[str]) -> list[Asked]:
-    """Items by their ids, or by their numbers: `100`, `3-7`.
+    """Items by their ids, or by their numbers: `100`, `3-7`, `3,7,12`.
 
     Raises:
         LLMError: If one is not there.
     """
     found: list[Asked] = []
     missing = []
-    for name in dict.fromkeys(chosen):
+    ids = {item.id for item in asked}
+    names = [n for text in chosen for n in ([text] if text in ids else text.split(","))]
+    for name in dict.fromkeys(part.strip() for part in names):
         named = [item for item in asked if name in (item.id, str(item.number))]
         exact = [item for item in named if item.id == name]
         wanted = exact or named
@@ -186,7 +197,9 @@ def pick(asked: Sequence[Asked], chosen: Sequence[str]) -> list[Asked]:
         found += [item for item in wanted if item not in found]
     if missing:
         known = ", ".join(dict.fromkeys(item.id for item in asked[:5]))
-        why = f"items are {known} … (or their places from 0)" if known else "no run kept its answers"
+        why = (
+            f"items are {known} … (or their places from 0)" if known else "no run kept its answers"
+        )
         fix = "give ids of items that the runs have answered"
         raise LLMError(f"--sid {', '.join(missing)} is no item of these runs", why, fix)
     return found

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 # Said by a sign and a word, and by colour only besides.
 Tone = Literal["", "good", "bad", "unsure"]
+WIDTHS = ((48, "long"), (16, "wide"))  # characters of cells that want room
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Cell:
     number: bool = False
     tone: Tone = ""
     link: str = ""
+
+    @property
+    def style(self) -> str:
+        """Names for the page's style."""
+        width = next((name for least, name in WIDTHS if len(self.text) > least), "")
+        return " ".join(filter(None, ["number" if self.number else width, self.tone]))
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Picture:
 
     caption: str
     drawing: Markup
-    legend: Markup = Markup("")
+    legend: Markup
     kind: str = "picture"
 
 

@@ -107,7 +107,7 @@ def record_of(path: Path) -> Path | None:
 
 
 def records_below(folder: Path) -> Iterator[Path]:
-    """Records in a folder and below it, sorted; hidden folders and what belongs to a run are not."""
+    """Records in a folder and below it, sorted; not of hidden folders, nor what is in a run's."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:

@@ -1,21 +1,217 @@
 """Comparisons of runs: differences with intervals, and what they mean.
 
-from llm_recipes.evaluation.report.comparisons import comparisons, verdicts
+    from llm_recipes.evaluation.report.comparisons import comparisons, verdicts
+
+What compare.py has found is shown as it says it: nothing is calculated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
-from llm_recipes.evaluation.report.blocks import Line, Section
+from llm_recipes.evaluation.report.blocks import Block, Cell, Line, Section, Table, Tone, Whiskers
 from llm_recipes.evaluation.report.collect import Run
+from llm_recipes.evaluation.report.pictures import axis_of, whisker, whisker_axis
+from llm_recipes.evaluation.report.values import at, figure, number, words
+from llm_recipes.evaluation.verdict import (
+    POINTS,
+    Comparison,
+    amount,
+    chance,
+    change,
+    counted,
+    interval,
+    sentence,
+    value,
+)
+
+RECIPE = "evaluate/compare"
+LEVEL = 0.05
+TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
+SIGNS = {"better": "▲", "worse": "▼", "no detectable difference": "="}
+MINUS = str.maketrans("-", "−")
 
 
 def comparisons(runs: Sequence[Run]) -> Section | None:
     """Tables of all comparisons; None without any."""
-    return None
+    blocks: list[Block] = []
+    for run in runs:
+        if run.recipe == RECIPE:
+            blocks += of_run(run)
+    return Section("comparisons", "Comparisons", tuple(blocks)) if blocks else None
 
 
 def verdicts(runs: Sequence[Run]) -> list[Line]:
-    """What all comparisons say."""
-    return []
+    """What all comparisons say: first what changed, then where nothing was found."""
+    lines = []
+    for run in runs:
+        if run.recipe != RECIPE:
+            continue
+        found = [c for c in read(run) if c.is_main]
+        level, tests = level_of(run), sum(c.p is not None for c in found)
+        lines += [
+            Line(
+                sentence(c, level, tests),
+                TONES.get(c.verdict or "", "unsure"),
+                SIGNS.get(c.verdict or "", "?"),
+            )
+            for c in found
+        ]
+    return sorted(lines, key=lambda line: line.sign not in ("▲", "▼"))
+
+
+def of_run(run: Run) -> list[Block]:
+    """A comparison's tables: a task's main metric each, then all other metrics."""
+    found = read(run)
+    level = level_of(run)
+    blocks: list[Block] = []
+    tasks: dict[tuple[str, str], list[Comparison]] = {}
+    for c in found:
+        if c.is_main:
+            tasks.setdefault((c.task, c.metric), []).append(c)
+    for (task, metric), entries in tasks.items():
+        blocks.append(main_table(f"{task}: {metric}", entries, level, notes_of(run)))
+    others = [c for c in found if not c.is_main]
+    if others:
+        blocks.append(other_table(run.name, others))
+    return blocks
+
+
+def main_table(
+    title: str, entries: Sequence[Comparison], level: float, notes: Sequence[str]
+) -> Table:
+    """Differences in a task's main metric, as numbers and as a picture."""
+    rows = []
+    for c in entries:
+        verdict = c.verdict or "not tested"
+        p = "–" if c.p_corrected is None else chance(c.p_corrected).removeprefix("= ")
+        rows.append(
+            (
+                Cell(f"{c.other} against {c.reference}"),
+                Cell(f"{SIGNS.get(verdict, '?')} {verdict}", tone=TONES.get(verdict, "unsure")),
+                Cell(shown(value(c, c.values[0])), number=True),
+                Cell(shown(value(c, c.values[1])), number=True),
+                Cell(shown(change(c)), number=True),
+                Cell(shown(interval(c)), number=True),
+                Cell(p, number=True),
+                Cell(effect(c), number=True),
+                Cell("–" if c.detectable is None else amount(c, c.detectable), number=True),
+                Cell(counted(c), number=True),
+                Cell(c.how or "–"),
+                Cell(c.note or "–"),
+            )
+        )
+    shown_columns = [n for n in range(12) if n < 10 or any(row[n].text != "–" for row in rows)]
+    head = (
+        "runs",
+        "verdict",
+        "before",
+        "after",
+        "difference",
+        f"{100 * (1 - level):.4g} % interval",
+        "p, corrected",
+        "effect size",
+        "could be detected",
+        "items",
+        "test",
+        "note",
+    )
+    arrow = "↑ more is better" if entries[0].higher_is_better else "↓ less is better"
+    return Table(
+        f"{title}, {arrow}",
+        tuple(head[n] for n in shown_columns),
+        tuple(tuple(row[n] for n in shown_columns) for row in rows),
+        tuple(notes),
+        whiskers(entries),
+    )
+
+
+def whiskers(entries: Sequence[Comparison]) -> Whiskers | None:
+    """Each difference as a dot with its interval, and a line at none."""
+    unit = POINTS if entries[0].is_share else 1
+    scaled = [
+        [None if v is None else unit * v for v in (c.difference, c.low, c.high)] for c in entries
+    ]
+    values = [v for row in scaled for v in row if v is not None]
+    axis = axis_of(values, 3, with_zero=True)
+    rows = tuple(whisker(row[0], row[1], row[2], axis, zero=True) for row in scaled)
+    title = "difference, points" if entries[0].is_share else "difference"
+    return Whiskers(title, rows, whisker_axis(axis))
+
+
+def other_table(name: str, entries: Sequence[Comparison]) -> Table:
+    """Metrics that decide nothing: without tests."""
+    rows = []
+    for c in entries:
+        rows.append(
+            (
+                Cell(f"{c.task}: {c.metric} {'↑' if c.higher_is_better else '↓'}"),
+                Cell(f"{c.other} against {c.reference}"),
+                Cell(shown(value(c, c.values[0])), number=True),
+                Cell(shown(value(c, c.values[1])), number=True),
+                Cell(shown(change(c)), number=True),
+                Cell(shown(interval(c)), number=True),
+            )
+        )
+    head = ("metric", "runs", "before", "after", "difference", "interval")
+    return Table(f"Other metrics of {name}", head, tuple(rows))
+
+
+def notes_of(run: Run) -> list[str]:
+    """What the tables' numbers are."""
+    correction = words(at(run.record, "config", "correction")) or "none"
+    return [
+        f"p is corrected for the comparison's tests ({correction}); the verdict follows from it",
+        "effect size: of right and wrong answers, items gained for one that is lost; of others, the"
+        " mean difference in standard deviations",
+        "could be detected: the smallest true difference that these items would show, usually",
+    ]
+
+
+def effect(c: Comparison) -> str:
+    """Odds of gained to lost items with their interval, or the standardised difference."""
+    if c.gained is not None and c.lost is not None:
+        text = f"{c.gained} : {c.lost}"
+        if c.odds is not None:
+            text += f" = {figure(c.odds)}"
+        if c.odds_low is not None and c.odds_high is not None:
+            text += f" ({figure(c.odds_low)} to {figure(c.odds_high)})"
+        return text
+    return figure(c.effect)
+
+
+def level_of(run: Run) -> float:
+    """Of tests and intervals."""
+    return number(at(run.record, "config", "level")) or LEVEL
+
+
+def read(run: Run) -> list[Comparison]:
+    """The record's comparisons; those that a later version wrote otherwise are left out."""
+    told = at(run.record, "metrics", "comparisons")
+    found = []
+    for entry in told if isinstance(told, list) else []:
+        try:
+            found.append(_comparison(entry))
+        except (TypeError, ValueError, KeyError, AttributeError):
+            continue
+    return found
+
+
+def _comparison(entry: Mapping[str, Any]) -> Comparison:
+    known = {f.name: entry[f.name] for f in fields(Comparison) if f.name in entry}
+    made = Comparison(**{**known, "values": tuple(float(v) for v in entry["values"])})
+    float(made.difference)
+    texts = (made.task, made.metric, made.reference, made.other, made.how, made.note)
+    numbers = (made.low, made.high, made.p, made.p_corrected, made.detectable, made.effect)
+    if len(made.values) != 2 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(made)
+    if any(value is not None and number(value) is None for value in numbers):
+        raise ValueError(made)
+    return made
+
+
+def shown(text: str) -> str:
+    """With a real minus sign."""
+    return text.translate(MINUS)

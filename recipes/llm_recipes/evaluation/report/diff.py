@@ -10,7 +10,8 @@ from difflib import SequenceMatcher
 
 from llm_recipes.evaluation.report.blocks import Piece
 
-WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+# A number with its points and commas is one word.
+WORDS = re.compile(r"\s+|\w+(?:[.,'’-]\w+)*|[^\w\s]")
 MOST_WORDS = 1500  # the time grows with the square
 
 

@@ -89,7 +89,11 @@ def _facts(block: Facts) -> Iterator[str]:
 def _item(item: Item) -> Iterator[str]:
     yield f"### {plain(item.title)}"
     yield ""
-    for title, text in (("Context", item.context), ("Question", item.question), ("Gold", item.gold)):
+    for title, text in (
+        ("Context", item.context),
+        ("Question", item.question),
+        ("Gold", item.gold),
+    ):
         if text:
             yield from _quoted(title, text)
     for answer in item.answers:

@@ -134,12 +134,11 @@ def whisker_axis(axis: Axis) -> Markup:
 def chart(curves: Sequence[Curve], x_title: str, y_title: str, alt: str) -> Markup:
     """Curves over one pair of axes."""
     points = [point for curve in curves for point in curve.points]
-    across = axis_of([x for x, _ in points])
-    across = Axis(min(x for x, _ in points), max(x for x, _ in points), across.ticks)
-    if across.low == across.high:
-        across = axis_of([across.low])
-    ticks = tuple(tick for tick in across.ticks if across.low <= tick <= across.high)
-    across = Axis(across.low, across.high, ticks)
+    low, high = min(x for x, _ in points), max(x for x, _ in points)
+    low = 0.0 if 0 < low <= 0.05 * high else low
+    across = axis_of([low, high], 5)
+    if low < high:
+        across = Axis(low, high, tuple(tick for tick in across.ticks if low <= tick <= high))
     up = axis_of([y for _, y in points])
     drawn = [_frame(across, up, x_title, y_title)]
     for curve in curves:
@@ -217,9 +216,7 @@ def _frame(across: Axis, up: Axis, x_title: str, y_title: str) -> Markup:
         parts.append(Markup(line).format(_at(across, tick), HEIGHT, HEIGHT + 5))
         label = '<text x="{}" y="{}" text-anchor="middle">{}</text>'
         parts.append(Markup(label).format(_at(across, tick), HEIGHT + 19, text))
-    parts.append(
-        Markup('<line class="tick" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(HEIGHT)
-    )
+    parts.append(Markup('<line class="tick" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(HEIGHT))
     titles = '<text x="50%" y="{}" text-anchor="middle">{}</text><text x="-44" y="-12">{}</text>'
     parts.append(Markup(titles).format(HEIGHT + 38, x_title, y_title))
     return Markup("").join(parts)
@@ -272,9 +269,7 @@ def _labels(dots: Sequence[Dot], across: Axis, up: Axis) -> list[Markup]:
         boxes.append(box)
         text = '<text x="{}" y="{}" dx="{:g}" dy="{:g}" text-anchor="{}">{}</text>'
         label = clean(dot.label)
-        found.append(
-            Markup(text).format(_at(across, dot.x), _y(up, dot.y), dx, dy, anchor, label)
-        )
+        found.append(Markup(text).format(_at(across, dot.x), _y(up, dot.y), dx, dy, anchor, label))
     return found
 
 

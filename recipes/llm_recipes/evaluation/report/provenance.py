@@ -54,7 +54,8 @@ BESIDE = (
 MOST_NUMBERS = 120
 # Shown by name, or by another section.
 KNOWN = ("schema", "recipe", "started", "finished", "status", "argv", "config", "code", "image")
-KNOWN += ("host", "slurm", "model", "data", "metrics", "evaluation", "made_with", "rows", "changes")
+OF_OTHERS = ("evaluation", "made_with", "rows", "changes", "comparisons")
+OF_PARTS = ("host", "slurm", "model", "data", "metrics")
 
 
 def provenance(runs: Sequence[Run], output: Path) -> Section:
@@ -85,8 +86,8 @@ def table(runs: Sequence[Run]) -> Table:
                 Cell(commit_of(run, SHORT)),
             )
         )
-    head = ("run", "recipe", "status", "started", "took")
-    head += ("model", "its digest", "on", "image", "commit")
+    titles = ["run", "recipe", "status", "started", "took"]
+    head = (*titles, "model", "its digest", "on", "image", "commit")
     notes = ["running: it still does, or was killed before it could write its end"]
     shown = notes if any(run.status == "running" for run in runs) else []
     return Table("Runs", head, tuple(rows), tuple(shown))
@@ -112,9 +113,9 @@ def facts(run: Run, output: Path) -> Facts:
     found += named("Slurm", at(record, "slurm"), ())
     found += named("model", at(record, "model"), ("files",), leave_out=True)
     found += named("data", at(record, "data"), ())
-    others = [name for name in record if name not in KNOWN]
+    others = [n for n in record if n not in (*KNOWN, *OF_PARTS, *OF_OTHERS)]
     found += [pair for name in others for pair in flat(name, record[name])]
-    found += [pair for pair in flat("", at(record, "metrics"))]
+    found += flat("", at(record, "metrics"))
     shown = [(name, text) for name, text in found if text]
     if len(shown) > MOST_NUMBERS:
         left = len(shown) - MOST_NUMBERS

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation.report.blocks import Block, Cell, Picture, Section, Table
 from llm_recipes.evaluation.report.collect import OF_A_FOLDER, Run, read_object
@@ -101,7 +103,7 @@ def of_quantize(run: Run) -> list[Block]:
         with_matrix = any(dot.style for dot in dots)
         text = "Perplexity against size: lower and further left is better; bars: 95 %"
         text += "; squares: with an importance matrix" if with_matrix else ""
-        blocks.append(Picture(text, drawing))
+        blocks.append(Picture(text, drawing, Markup("")))
     return blocks
 
 
@@ -115,7 +117,9 @@ def of_compare(run: Run) -> list[Block]:
             number(at(row, "more_than_first", name)) for name in ("mean", "low", "high")
         )
         decimals = decimals_for(low, high)
-        text = "–" if mean is None else f"{figure(mean, decimals)} ({interval(low, high, decimals)})"
+        text = "–"
+        if mean is not None:
+            text = f"{figure(mean, decimals)} ({interval(low, high, decimals)})"
         name = words(row.get("name"))
         if size is not None and bits is not None:
             first = number(rows[0].get("bits_per_byte"))
@@ -137,8 +141,16 @@ def of_compare(run: Run) -> list[Block]:
         )
     if not table:
         return []
-    head = ("model", "type", "bits a weight", "file", "memory")
-    head += ("bits a byte of text", "more than the first", *OF_SPEED)
+    head = (
+        "model",
+        "type",
+        "bits a weight",
+        "file",
+        "memory",
+        "bits a byte of text",
+        "more than the first",
+        *OF_SPEED,
+    )
     verdicts = at(run.record, "metrics", "verdicts")
     notes = [words(line) for line in verdicts] if isinstance(verdicts, list) else []
     notes.append("in brackets: intervals of 95 %; fewer bits a byte are better")
@@ -147,8 +159,9 @@ def of_compare(run: Run) -> list[Block]:
         told = "; ".join(f"{dot.label} {figure(dot.x)}: {figure(dot.y)}" for dot in dots)
         x_title, y_title = f"file, {_unit(rows)[1]}", "bits a byte of text"
         drawing = scatter(dots, x_title, y_title, f"Bits a byte and size of each model: {told}")
-        text = "Quality against size: lower and further left is better; bars: 95 % of the difference"
-        blocks.append(Picture(f"{text} from the first", drawing))
+        text = "Quality against size: lower and further left is better"
+        text += "; bars: 95 % of the difference from the first"
+        blocks.append(Picture(text, drawing, Markup("")))
     return blocks
 
 

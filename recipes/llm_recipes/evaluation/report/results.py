@@ -34,6 +34,18 @@ class Found:
         """The metric that decides."""
         return self.task.metrics.get(self.task.main)
 
+    def is_share(self, name: str) -> bool:
+        """Whether a metric is a fraction of 1, which is shown in percent."""
+        from llm_recipes.evaluation.units import is_share, item_scores
+
+        metric = self.task.metrics.get(name)
+        if metric is None or metric.kind == "aggregate":
+            return False
+        try:
+            return is_share(metric, item_scores(name, metric.kind, self.task.items))
+        except LLMError:
+            return False
+
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Found]]:
     """Every task's results, in the runs' order."""
@@ -63,9 +75,9 @@ def results(runs: Sequence[Run]) -> Section | None:
 def overview(tasks: Mapping[str, Sequence[Found]]) -> Table:
     """The main metrics of all tasks: tasks are rows, or columns where there are more runs."""
     names = list(dict.fromkeys(f.run.name for found in tasks.values() for f in found))
-    titles = {name: f"{name}: {_title(found[0])}" for name, found in tasks.items()}
+    titles = {n: f"{n}: {_arrow(found[0].task.main, found)}" for n, found in tasks.items()}
     cells = {
-        (name, f.run.name): Cell(value_text(f.main), number=True)
+        (name, f.run.name): Cell(value_text(f.main, _unit(found, found[0].task.main)), number=True)
         for name, found in tasks.items()
         for f in found
     }
@@ -84,11 +96,13 @@ def task_table(name: str, found: Sequence[Found]) -> Table:
     """A task's metrics, a row a run, the main one first and as a picture too."""
     main = found[0].task.main
     metrics = list(dict.fromkeys([main, *(m for f in found for m in f.task.metrics)]))
+    units = {metric: _unit(found, metric) for metric in metrics}
     rows = []
     for f in found:
         cells = [Cell(f.run.name)]
         for metric in metrics:
-            cells.append(Cell(value_text(f.task.metrics.get(metric)), number=True))
+            text = value_text(f.task.metrics.get(metric), units[metric])
+            cells.append(Cell(text, number=True))
         cells.append(Cell(words(len(f.task.items) or _items(f.main)), number=True))
         rows.append(tuple(cells))
     head = ("run", *(_arrow(metric, found) for metric in metrics), "items")
@@ -107,9 +121,11 @@ def main_whiskers(found: Sequence[Found]) -> Whiskers | None:
     values = [v for m in metrics for v in (m.value, m.low, m.high) if number(v) is not None]
     if not values:
         return None
-    axis = axis_of([float(value) for value in values if value is not None], 3)
-    rows = tuple(_whisker(metric, axis) for metric in metrics)
-    return Whiskers(f"{found[0].task.main}, 95 %", rows, whisker_axis(axis))
+    main = found[0].task.main
+    unit = _unit(found, main)
+    axis = axis_of([unit * float(value) for value in values if value is not None], 3)
+    rows = tuple(_whisker(metric, axis, unit) for metric in metrics)
+    return Whiskers(f"{_arrow(main, found)} with intervals", rows, whisker_axis(axis))
 
 
 def notes_of(found: Sequence[Found]) -> list[str]:
@@ -158,13 +174,14 @@ def breakdown(name: str, found: Sequence[Found]) -> Table | None:
                 if len(item.groups) > 1
             }
         )
+    unit = _unit(found, found[0].task.main)
     rows = []
     for kind in list(dict.fromkeys(kinds))[:MOST_GROUPS]:
         parts = [[i for i in f.task.items if _belongs(i, kind)] for f in found]
         row = [Cell(" × ".join(value for _, value in kind)), Cell(", ".join(k for k, _ in kind))]
         row.append(Cell(words(max(map(len, parts))), number=True))
         for f, items in zip(found, parts, strict=True):
-            row.append(Cell(value_text(group_metric(f, items)), number=True))
+            row.append(Cell(value_text(group_metric(f, items), unit), number=True))
         rows.append(tuple(row))
     head = ("group", "of", "items", *(f.run.name for f in found))
     notes = [f"in brackets: intervals of 95 %; {found[0].task.main} of the group's items"]
@@ -192,22 +209,31 @@ def group_metric(found: Found, items: Sequence[Item]) -> Metric | None:
     return with_interval(name, replace(main, value=value, stderr=None), items)
 
 
-def value_text(metric: Metric | None) -> str:
-    """A value with its interval."""
-    value = None if metric is None else number(metric.value)
-    if metric is None or value is None:
+def value_text(metric: Metric | None, unit: float = 1.0) -> str:
+    """A value with its interval, times unit."""
+    value, low, high = (_scaled(metric, name, unit) for name in ("value", "low", "high"))
+    if value is None:
         return "–"
-    low, high = number(metric.low), number(metric.high)
-    if low is None or high is None:
-        return figure(value)
     decimals = decimals_for(low, high)
     if decimals is None:
         return figure(value)
     return f"{figure(value, decimals)} ({interval(low, high, decimals)})"
 
 
-def _whisker(metric: Metric, axis: Axis) -> Markup:
-    return whisker(number(metric.value), number(metric.low), number(metric.high), axis, zero=False)
+def _scaled(metric: Metric | None, name: str, unit: float) -> float | None:
+    value = None if metric is None else number(getattr(metric, name))
+    return None if value is None else unit * value
+
+
+def _whisker(metric: Metric, axis: Axis, unit: float) -> Markup:
+    value, low, high = (_scaled(metric, name, unit) for name in ("value", "low", "high"))
+    return whisker(value, low, high, axis, zero=False)
+
+
+def _unit(found: Sequence[Found], metric: str) -> float:
+    """100 if the metric is shown in percent, which it is of all runs or of none."""
+    known = [f for f in found if metric in f.task.metrics]
+    return 100.0 if known and all(f.is_share(metric) for f in known) else 1.0
 
 
 def _belongs(item: Item, kind: Iterable[tuple[str, str]]) -> bool:
@@ -218,11 +244,8 @@ def _arrow(metric: str, found: Sequence[Found]) -> str:
     known = [f.task.metrics[metric] for f in found if metric in f.task.metrics]
     if not known:
         return metric
-    return f"{metric} {'↑' if known[0].higher_is_better else '↓'}"
-
-
-def _title(found: Found) -> str:
-    return _arrow(found.task.main, [found])
+    percent = ", %" if _unit(found, metric) == 100 else ""
+    return f"{metric}{percent} {'↑' if known[0].higher_is_better else '↓'}"
 
 
 def _items(metric: Metric | None) -> int | None:

@@ -106,29 +106,34 @@ def of_sweep(run: Run) -> Table | None:
 def of_bench(run: Run) -> Table | None:
     """A benchmark's figures, from the points beside its record."""
     from llm_recipes.gguf.bench_figures import gather
+    from llm_recipes.gguf.bench_points import varying
     from llm_recipes.gguf.bench_results import RESULTS, read_results
 
     folder = run.file.parent
     try:
         figures = gather(read_results(folder)) if (folder / RESULTS).is_file() else []
+        figures = [figure for figure in figures if isinstance(figure.setting, dict)]
     except (LLMError, KeyError, TypeError, ValueError, AttributeError):
         figures = []
+    names = varying([figure.setting for figure in figures])
     rows = []
     for figure in figures[:MOST_ROWS]:
         error = f" ± {rate(figure.error)}" if figure.rate and figure.error else ""
-        setting = ", ".join(f"{name} {words(value)}" for name, value in figure.setting.items())
+        setting = ", ".join(f"{name} {words(figure.setting.get(name))}" for name in names)
         rows.append(
             (
                 Cell(words(figure.model.get("title"))),
                 Cell(figure.test.title),
                 Cell(f"{rate(figure.rate)}{error}" if figure.rate else "–", number=True),
                 Cell(figure.status if not figure.note else f"{figure.status}: {figure.note}"),
-                Cell(setting),
+                Cell(setting or "–"),
             )
         )
     if not rows:
         return None
+    same = {k: v for f in figures for k, v in f.setting.items() if k not in names}
     notes = [
+        f"all with {', '.join(f'{name} {words(value)}' for name, value in same.items() if value)}",
         "ppN: a prompt of N tokens; tgN: generating N tokens; ±: half of the 95 % interval",
         f"llama.cpp {words(at(run.record, 'metrics', 'llama_cpp')) or 'unknown'}",
     ]

@@ -19,7 +19,7 @@ MOST_LINES = 40
 
 
 def summary(runs: Sequence[Run], notes: Sequence[str]) -> Section:
-    """The comparisons' verdicts, what trainings reached, what did not end, and what can't be read."""
+    """The comparisons' verdicts, what trainings reached, what did not end or can't be read."""
     blocks: list[Block] = []
     lines = verdicts(runs)
     if lines:
@@ -41,21 +41,19 @@ def training_lines(runs: Sequence[Run]) -> list[Line]:
     for t in trained(runs):
         held, train = t.points("held_out_loss"), t.points("loss")
         metrics = at(t.run.record, "metrics")
-        before, after = number(at(metrics, "untrained_perplexity")), number(
-            at(metrics, "held_out_perplexity")
-        )
+        before = number(at(metrics, "untrained_perplexity"))
+        after = number(at(metrics, "held_out_perplexity"))
         if before is not None and after is not None:
             text = f"held-out perplexity from {figure(before)} untrained to {figure(after)}"
         elif len(held) > 1:
             text = f"held-out loss from {figure(held[0][1])} to {figure(held[-1][1])}"
             best = min(y for _, y in held)
-            text += f", {figure(best)} at best" if best < held[-1][1] else ""
+            text += f" (at best {figure(best)})" if best < held[-1][1] else ""
         elif train:
             text = f"training loss from {figure(train[0][1])} to {figure(train[-1][1])}"
         else:
             continue
-        lines.append(Line(f"{t.run.name} was trained: {text} nats a token"
-                          if before is None else f"{t.run.name} was trained: {text}"))  # fmt: skip
+        lines.append(Line(f"{t.run.name} was trained: {text}"))
     return lines
 
 

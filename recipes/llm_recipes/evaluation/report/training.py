@@ -17,6 +17,7 @@ from llm_recipes.metrics_log import NAME, read_rows
 
 # Others may have a metrics.jsonl that came with their model.
 TRAINING = ("finetune/sft", "data/tiny")
+METHODS = {"data/tiny": "from scratch"}
 IN_ONE = 7  # runs in a picture: each has its colour, dash and mark
 
 
@@ -46,9 +47,12 @@ def training(runs: Sequence[Run]) -> Section | None:
     if not found:
         return None
     blocks: list[Block] = [table(found)]
-    for start in range(0, len(found), IN_ONE):
-        part = found[start : start + IN_ONE]
-        blocks += [picture for picture in (losses(part), rates(part)) if picture is not None]
+    # A model that begins at random has another range of losses than one that is tuned.
+    for recipe in TRAINING:
+        alike = [t for t in found if t.run.recipe == recipe]
+        for start in range(0, len(alike), IN_ONE):
+            part = alike[start : start + IN_ONE]
+            blocks += [picture for picture in (losses(part), rates(part)) if picture is not None]
     return Section("training", "Training", tuple(blocks))
 
 
@@ -65,7 +69,7 @@ def table(found: Sequence[Trained]) -> Table:
         rows.append(
             (
                 Cell(t.run.name),
-                Cell(words(at(config, "method")) or "from scratch"),
+                Cell(words(at(config, "method")) or METHODS.get(t.run.recipe, "–")),
                 Cell(figure(steps), number=True),
                 Cell(figure(number(at(metrics, "tokens"))), number=True),
                 Cell(figure(learning_rate), number=True),

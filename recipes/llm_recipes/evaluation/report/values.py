@@ -100,7 +100,7 @@ def bytes_text(count: float | None) -> str:
     """A size with its unit."""
     if count is None:
         return "–"
-    return f"{count / GB:,.3g} GB" if count >= GB / 10 else f"{count / 1e6:,.3g} MB"
+    return f"{count / GB:,.3g}\xa0GB" if count >= GB / 10 else f"{count / 1e6:,.3g}\xa0MB"
 
 
 def rate(value: float | None) -> str:
@@ -112,7 +112,7 @@ def rate(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share of a machine's limit."""
-    return "–" if share is None else f"{100 * share:.3g} %"
+    return "–" if share is None else f"{100 * share:.3g}\xa0%"
 
 
 def count_text(count: float | None) -> str:
@@ -127,9 +127,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     if seconds < 100:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.3g}\xa0s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 100:
+        return f"{minutes}\xa0min"
+    return f"{minutes // 60}\xa0h {minutes % 60:02d}\xa0min"
 
 
 def moment(value: Any) -> datetime | None:
