@@ -24,8 +24,9 @@ from llm_recipes.evaluation.units import Scores, is_share, item_scores, scale_of
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of a single result: its ends move by a fiftieth of its width
-RARE = 10  # units that differ from all the rest: with fewer, resamples often hold none of them
-MANY = 20000  # units: the bootstrap's and the normal interval are the same to the eye
+RARE = 5  # units that differ from all the rest: with fewer, resamples often hold none of them
+ROUNDING = 1e-12
+MANY = 10000  # units: the bootstrap's and the normal interval are the same to the eye
 
 Interval = tuple[float, float]
 
@@ -129,15 +130,23 @@ def effective_size(residuals: Numbers, counts: Numbers, variance: float) -> floa
         variance: Of a single item.
 
     Returns:
-        Between the numbers of clusters and of items: the first where nothing varies, so that
-        nothing can be known about what a cluster has in common.
+        At most the number of items (answers that repel each other in clusters are chance, mostly),
+        and at most that of clusters where only a few deviate from the rest: then they can't tell
+        how much a cluster has in common.
     """
     clusters, items = len(counts), float(counts.sum())
     spread = float((residuals**2).sum()) / items**2
     if clusters < 2 or variance <= 0 or spread <= 0:
         return float(clusters)
-    # never more than the items: clusters whose answers repel each other are chance, mostly
-    return min(items, max(1.0, variance / (spread * clusters / (clusters - 1))))
+    most = items if _enough_differ(residuals, counts) else float(clusters)
+    return min(most, max(1.0, variance / (spread * clusters / (clusters - 1))))
+
+
+def _enough_differ(parts: Numbers, wholes: Numbers) -> bool:
+    """Whether there is no value that all units have but a few."""
+    usual = float(np.median(parts / wholes))
+    differing = int((np.abs(parts - usual * wholes) > ROUNDING * wholes).sum())
+    return differing >= RARE or 2 * differing >= len(parts)
 
 
 def student(confidence: float, units: int) -> float:
@@ -175,9 +184,7 @@ def ratio_interval(
     if units < 2:
         return None
     value, error = ratio_error(_sums(parts, wholes), units)
-    usual = float(np.median(parts / wholes))
-    differing = int((np.abs(parts - usual * wholes) > 1e-12 * np.abs(wholes)).sum())
-    if differing >= RARE or 2 * differing >= units:
+    if _enough_differ(parts, wholes):
         if units > MANY:
             half = student(confidence, units) * float(error)
             return float(value) - half, float(value) + half
@@ -206,6 +213,11 @@ def ratio_error(sums: Sequence[Numbers], units: int) -> tuple[Numbers, Numbers]:
     spread = squares - 2 * value * products + value**2 * square_wholes
     spread = np.where(spread > 1e-14 * squares, spread, 0.0)  # below only rounding is left
     return value, np.sqrt(spread * (units / (units - 1))) / wholes
+
+
+def unit_error(parts: Numbers, wholes: Numbers) -> float:
+    """The standard error of a sum over a sum, from two units or more."""
+    return float(ratio_error(_sums(parts, wholes), len(parts))[1])
 
 
 def _squares(parts: Numbers, wholes: Numbers) -> list[Numbers]:

@@ -1,0 +1,89 @@
+"""Names for runs: those of their folders, longer where two have the same.
+
+runs = label_runs([Path("a/base"), Path("b/base")], None, faults)   # {"a/base": ..., "b/base": ...}
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llm_recipes.errors import LLMError
+from llm_recipes.evaluation.run import EvaluatedRun, read_run
+
+
+def label_runs(
+    paths: Sequence[Path], names: Sequence[str] | None, faults: list[LLMError]
+) -> dict[str, EvaluatedRun]:
+    """Read runs and name each; what is wrong is added to the faults.
+
+    Args:
+        paths: Folders of evaluations.
+        names: Theirs; None: those of their folders.
+        faults: What was found before.
+    """
+    folders = [_folder(path) for path in paths]
+    twice = [path for place, path in enumerate(folders) if path in folders[:place]]
+    for path in dict.fromkeys(twice):
+        faults.append(LLMError(f"the run {path} is given twice", "it can't differ from itself"))
+    if len(set(folders)) < 2:
+        fix = "--run runs/base --run runs/lora"
+        faults.append(LLMError("a comparison needs two runs or more", f"{len(paths)} given", fix))
+    if names is not None and (len(names) != len(paths) or len(set(names)) < len(names)):
+        why = f"{len(paths)} runs, {len(set(names))} different names"
+        faults.append(LLMError("--names does not fit", why, "a name for each --run, in its order"))
+    if names is not None and any(not name.strip() for name in names):
+        faults.append(LLMError("--names has an empty name", fix="leave it out for folders' names"))
+    runs: list[EvaluatedRun] = []
+    for path in paths:
+        try:
+            runs.append(read_run(path))
+        except LLMError as fault:
+            faults.append(fault)
+    faults += [_unfinished(run) for run in runs if run.record.get("status") != "complete"]
+    if len(runs) < len(paths):
+        return {}
+    return dict(zip(names or short_names(folders), runs, strict=False))
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Names of folders, with as many of those above them as make them different."""
+    parts = [folder.parts for folder in folders]
+    length = 1
+    while length < max(map(len, parts)) and len({p[-length:] for p in parts}) < len(set(parts)):
+        length += 1
+    names = []
+    for place, own in enumerate(parts):
+        alike = [p for n, p in enumerate(parts) if n != place and p[-1] == own[-1]]
+        shown = 1 if not alike else length
+        names.append("/".join(own[-shown:]))
+    return names
+
+
+def reference_of(
+    runs: Mapping[str, EvaluatedRun], against: str | None, faults: list[LLMError]
+) -> str:
+    """Label of the run that others are compared with; "" and a fault if there is none."""
+    if not runs:
+        return ""
+    if against is None:
+        return next(iter(runs))
+    wanted = _folder(Path(against))
+    for label, run in runs.items():
+        if against == label or wanted == run.folder.resolve():
+            return label
+    near = difflib.get_close_matches(against, list(runs), 1)
+    fix = f"did you mean {near[0]}?" if near else f"one of: {', '.join(runs)}"
+    faults.append(LLMError(f"--against {against} is none of the runs", fix=fix))
+    return ""
+
+
+def _folder(path: Path) -> Path:
+    path = path.expanduser()
+    return (path if path.is_dir() else path.parent if path.is_file() else path).resolve()
+
+
+def _unfinished(run: EvaluatedRun) -> LLMError:
+    fix = "give its command again: it goes on"
+    return LLMError(f"the evaluation {run.folder} is not complete", f"{run.record['status']}", fix)
