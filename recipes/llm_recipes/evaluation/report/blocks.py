@@ -33,11 +33,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Whiskers:
-    """A column of pictures: dots with intervals on one axis, which is below them."""
+    """A column of pictures: dots with intervals on one axis, which is below them.
+
+    after: the table's column on its left.
+    """
 
     title: str
     rows: tuple[Markup, ...]
     axis: Markup
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence of a list. sign: in front of it, with its tone."""
+    """A sentence of a list; what is in front of its first colon is the main thing of a verdict.
+
+    sign: in front of it, with its tone.
+    """
 
     text: str
     tone: Tone = ""
     sign: str = ""
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The main thing, and the rest."""
+        head, colon, rest = self.text.partition(": ")
+        return (head, colon + rest) if self.sign and colon else ("", self.text)
 
 
 @dataclass(frozen=True)

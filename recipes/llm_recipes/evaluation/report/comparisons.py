@@ -23,12 +23,12 @@ from llm_recipes.evaluation.verdict import (
     change,
     counted,
     interval,
-    sentence,
     value,
 )
 
 RECIPE = "evaluate/compare"
 LEVEL = 0.05
+SENTENCE = 2000  # characters
 TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
 SIGNS = {"better": "▲", "worse": "▼", "no detectable difference": "="}
 MINUS = str.maketrans("-", "−")
@@ -44,22 +44,27 @@ def comparisons(runs: Sequence[Run]) -> Section | None:
 
 
 def verdicts(runs: Sequence[Run]) -> list[Line]:
-    """What all comparisons say: first what changed, then where nothing was found."""
-    lines = []
+    """What all comparisons say: first what changed, then where nothing was found; and margins."""
+    lines, margins = [], []
     for run in runs:
         if run.recipe != RECIPE:
             continue
-        found = [c for c in read(run) if c.is_main]
-        level, tests = level_of(run), sum(c.p is not None for c in found)
-        lines += [
-            Line(
-                sentence(c, level, tests),
-                TONES.get(c.verdict or "", "unsure"),
-                SIGNS.get(c.verdict or "", "?"),
-            )
-            for c in found
-        ]
-    return sorted(lines, key=lambda line: line.sign not in ("▲", "▼"))
+        for entry in entries_of(run, "comparisons"):
+            text, verdict = words(entry.get("sentence"), SENTENCE), entry.get("verdict")
+            if entry.get("is_main") is True and text:
+                found = verdict if isinstance(verdict, str) else ""
+                lines.append(Line(text, TONES.get(found, "unsure"), SIGNS.get(found, "?")))
+        for entry in entries_of(run, "margins"):
+            passed = entry.get("passed") is True
+            text = f"{'passed' if passed else 'failed'}: {words(entry.get('sentence'), SENTENCE)}"
+            margins.append(Line(text, "good" if passed else "bad", "✓" if passed else "✗"))
+    return sorted(lines, key=lambda line: line.sign not in ("▲", "▼")) + margins
+
+
+def entries_of(run: Run, name: str) -> list[dict[str, Any]]:
+    """Objects of a list in the record's metrics."""
+    told = at(run.record, "metrics", name)
+    return [e for e in told if isinstance(e, dict)] if isinstance(told, list) else []
 
 
 def of_run(run: Run) -> list[Block]:
@@ -135,10 +140,10 @@ def whiskers(entries: Sequence[Comparison]) -> Whiskers | None:
         [None if v is None else unit * v for v in (c.difference, c.low, c.high)] for c in entries
     ]
     values = [v for row in scaled for v in row if v is not None]
-    axis = axis_of(values, 3, with_zero=True)
+    axis = axis_of(values, 4, with_zero=True)
     rows = tuple(whisker(row[0], row[1], row[2], axis, zero=True) for row in scaled)
     title = "difference, points" if entries[0].is_share else "difference"
-    return Whiskers(title, rows, whisker_axis(axis))
+    return Whiskers(title, rows, whisker_axis(axis), after=1)
 
 
 def other_table(name: str, entries: Sequence[Comparison]) -> Table:
@@ -160,14 +165,19 @@ def other_table(name: str, entries: Sequence[Comparison]) -> Table:
 
 
 def notes_of(run: Run) -> list[str]:
-    """What the tables' numbers are."""
-    correction = words(at(run.record, "config", "correction")) or "none"
-    return [
-        f"p is corrected for the comparison's tests ({correction}); the verdict follows from it",
-        "effect size: of right and wrong answers, items gained for one that is lost; of others, the"
-        " mean difference in standard deviations",
+    """What the tables' numbers are, and what the comparison says of itself."""
+    tests = number(at(run.record, "metrics", "tests")) or 0
+    notes = [
+        "effect size: of right and wrong answers, items gained : items lost; of others, the mean"
+        " difference in standard deviations",
         "could be detected: the smallest true difference that these items would show, usually",
     ]
+    if tests > 1:
+        notes.insert(0, f"p is corrected for {figure(tests)} tests (Holm)")
+    despite, told = at(run.record, "metrics", "despite"), at(run.record, "metrics", "notes")
+    if isinstance(despite, list) and despite:
+        notes.append(f"compared despite: {words(despite)}")
+    return notes + [words(note, SENTENCE) for note in (told if isinstance(told, list) else [])]
 
 
 def effect(c: Comparison) -> str:
@@ -184,17 +194,16 @@ def effect(c: Comparison) -> str:
 
 def level_of(run: Run) -> float:
     """Of tests and intervals."""
-    return number(at(run.record, "config", "level")) or LEVEL
+    return number(at(run.record, "metrics", "level")) or LEVEL
 
 
 def read(run: Run) -> list[Comparison]:
     """The record's comparisons; those that a later version wrote otherwise are left out."""
-    told = at(run.record, "metrics", "comparisons")
     found = []
-    for entry in told if isinstance(told, list) else []:
+    for entry in entries_of(run, "comparisons"):
         try:
             found.append(_comparison(entry))
-        except (TypeError, ValueError, KeyError, AttributeError):
+        except (TypeError, ValueError, KeyError):
             continue
     return found
 

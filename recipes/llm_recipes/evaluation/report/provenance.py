@@ -87,10 +87,18 @@ def table(runs: Sequence[Run]) -> Table:
             )
         )
     titles = ["run", "recipe", "status", "started", "took"]
-    head = (*titles, "model", "its digest", "on", "image", "commit")
-    notes = ["running: it still does, or was killed before it could write its end"]
-    shown = notes if any(run.status == "running" for run in runs) else []
-    return Table("Runs", head, tuple(rows), tuple(shown))
+    head = [*titles, "model", "its digest", "on", "image", "commit"]
+    notes = []
+    if any(run.status == "running" for run in runs):
+        notes.append("running: it still does, or was killed before it could write its end")
+    shown = list(range(len(head)))
+    for n in (7, 8, 9):  # what is the same for all is said once
+        values = {row[n].text for row in rows}
+        if len(values) == 1 and (len(rows) > 1 or not rows[0][n].text):
+            shown.remove(n)
+            notes += [f"all {'with ' * (n > 7)}{head[n]} {text}" for text in values if text]
+    cells = tuple(tuple(row[n] for n in shown) for row in rows)
+    return Table("Runs", tuple(head[n] for n in shown), cells, tuple(notes))
 
 
 def facts(run: Run, output: Path) -> Facts:

@@ -123,7 +123,7 @@ def main_whiskers(found: Sequence[Found]) -> Whiskers | None:
         return None
     main = found[0].task.main
     unit = _unit(found, main)
-    axis = axis_of([unit * float(value) for value in values if value is not None], 3)
+    axis = axis_of([unit * float(value) for value in values if value is not None])
     rows = tuple(_whisker(metric, axis, unit) for metric in metrics)
     return Whiskers(f"{_arrow(main, found)} with intervals", rows, whisker_axis(axis))
 

@@ -41,7 +41,7 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def words(value: Any) -> str:
+def words(value: Any, most: int = MOST) -> str:
     """A value for people: texts as they are, nothing as "", others as JSON; long ones are cut."""
     if value is None:
         return ""
@@ -53,7 +53,7 @@ def words(value: Any) -> str:
         text = ", ".join(value)
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= MOST else f"{text[:MOST]}… ({len(text):,} characters)"
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 def clean(text: str) -> str:
