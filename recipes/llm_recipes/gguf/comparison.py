@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from llm_recipes.errors import LLMError
+from llm_recipes.evaluation.resampling import RESAMPLES, SEED, bootstrap_sums
 from llm_recipes.files import write_fault, write_text
 from llm_recipes.gguf.file import GgufFile
 from llm_recipes.gguf.importance import Engine
@@ -31,13 +32,10 @@ from llm_recipes.gguf.scoring import score_all
 from llm_recipes.gguf.tokenizer import GgufTokenizer
 from llm_recipes.progress import Progress
 
-RESAMPLES, SEED, CONFIDENCE = 10000, 0, 0.95
-BLOCK = 2**22  # numbers of resampled passages at once
+CONFIDENCE = 0.95
 SAME_SIZE = 0.1  # sizes that differ by less are called the same
 FEW = 30  # passages: with fewer, the interval itself is uncertain
 SEQUENCES = 4  # passages at once
-
-Numbers: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,8 @@ def paired_difference(
     """
     more = (np.array(other.nats) - np.array(first.nats)) / math.log(2)
     sizes = np.array([passage.bytes for passage in passages], dtype=np.float64)
-    drawn = _resampled(more, sizes, seed)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    drawn, drawn_sizes = bootstrap_sums([more, sizes], RESAMPLES, seed)
+    low, high = np.quantile(drawn / drawn_sizes, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Difference(float(more.sum() / sizes.sum()), float(low), float(high))
 
 
@@ -192,15 +190,3 @@ def verdict(
         f" {abs(difference.mean):.4f} ± {half:.4f} bits per byte {'fewer' if better else 'more'}"
         f" ({interval})"
     )
-
-
-def _resampled(more: Numbers, sizes: Numbers, seed: int) -> Numbers:
-    """Means of the differences over passages that are drawn with repetition."""
-    count = len(more)
-    rng = np.random.default_rng(seed)
-    block = max(1, BLOCK // count)
-    means = []
-    for start in range(0, RESAMPLES, block):
-        drawn = rng.integers(0, count, (min(block, RESAMPLES - start), count))
-        means.append(more[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    return np.concatenate(means)
