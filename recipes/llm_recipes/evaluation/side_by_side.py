@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm_recipes.evaluation.judging import FAULTS, Fault, Judged, gold_text
+from llm_recipes.evaluation.judging import FAULTS, Judged, gold_text
 from llm_recipes.evaluation.questions import Question
 from llm_recipes.evaluation.run import EvaluatedRun, Item
 
@@ -30,7 +30,10 @@ RIGHT, WRONG, NONE = "right", "wrong", "no answer"
 
 @dataclass(frozen=True)
 class Given:
-    """An answer to be shown. name: the model's or run's; scores: None if there is no answer."""
+    """An answer to be shown. name: the model's or run's.
+
+    scores: None if there is no answer; empty if nobody knows what is right.
+    """
 
     name: str
     text: str
@@ -42,6 +45,8 @@ class Given:
         """Right or wrong in a word, with F1 where it says more."""
         if self.scores is None:
             return NONE
+        if not self.scores:
+            return ""
         if self.scores.get("exact_match", 0.0) >= 1:
             return RIGHT if self.scores.get("scale", 1.0) >= 1 else f"{RIGHT}, other scale"
         f1 = self.scores.get("f1", 0.0)
@@ -50,8 +55,9 @@ class Given:
 
 def given_now(name: str, judged: Judged) -> Given:
     """An answer that was just made."""
-    fault: Fault = judged.fault
-    return Given(name, judged.text, judged.scores, FAULTS[fault] if fault else "")
+    if not gold_text(judged.question):
+        return Given(name, judged.text, {})
+    return Given(name, judged.text, judged.scores, FAULTS.get(judged.fault, ""))
 
 
 def given_by(run: EvaluatedRun, question: Question, name: str) -> Given:
@@ -88,7 +94,7 @@ def show_question(question: Question, given: Sequence[Given], console: Console) 
     kinds = ", ".join(f"{name} {value}" for name, value in question.groups.items() if value)
     if kinds:
         _print(console, f"          {kinds}")
-    gold = gold_text(question) if question.gold or question.golds else ""
+    gold = gold_text(question)
     if not given:
         _print(console, f"Gold      {gold or '(the file has none)'}")
     else:
@@ -120,21 +126,27 @@ def _answers(gold: str, given: Sequence[Given], width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    gold_text_ = Text(gold or "(the file has none)")
+    right = Text(gold or "(the file has none)")
     bodies = [_body(one, gold) for one in given]
     table = Table(show_lines=True, width=width)
     if width // (len(given) + 1) >= ANSWER_WIDTH:
-        heads = [Text("gold"), *(Text(f"{one.name}\n{one.verdict}", _style(one)) for one in given)]
+        heads = [Text("gold"), *(_head(one) for one in given)]
         for head in heads:
             table.add_column(head, overflow="fold", ratio=1)
-        table.add_row(gold_text_, *bodies)
+        table.add_row(right, *bodies)
         return table
     for head, ratio in (("model", 1), ("answer", 3)):
         table.add_column(head, overflow="fold", ratio=ratio)
-    table.add_row("gold", gold_text_)
+    table.add_row("gold", right)
     for one, body in zip(given, bodies, strict=True):
-        table.add_row(Text(f"{one.name}\n{one.verdict}", _style(one)), body)
+        table.add_row(_head(one), body)
     return table
+
+
+def _head(one: Given) -> Text:
+    from rich.text import Text
+
+    return Text(f"{one.name}\n{one.verdict}".rstrip(), _style(one))
 
 
 def _body(one: Given, gold: str) -> Text:
@@ -149,7 +161,7 @@ def _body(one: Given, gold: str) -> Text:
 
 
 def _style(one: Given) -> str:
-    if one.scores is None:
+    if not one.scores:
         return "dim"
     return "green" if one.scores.get("exact_match", 0.0) >= 1 else "red"
 
