@@ -70,13 +70,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded model. lm: lm-eval's; answer: requests of a task; described: for the record."""
+    """A loaded model. lm: lm-eval's; answer: requests of a task; described: for the record; peaks:
+    the most memory that was in use so far.
+    """
 
     lm: Any
     answer: Callable[[str, list[Instance]], list[Any]]
     described: dict[str, Any]
     metrics: dict[str, Any]
     device: str
+    peaks: Callable[[], dict[str, int]] = dict
 
 
 def evaluate(
@@ -306,6 +309,7 @@ def measure(
             raise
         record["metrics"] = {
             **opened.metrics,
+            **opened.peaks(),
             "evaluate_s": round(time.monotonic() - start, 2),
             "requests": lm.requests,
             "processes": ranks.count,
@@ -406,8 +410,10 @@ def opened_transformers(job: Job) -> Iterator[Opened]:
         torch.manual_seed(torch_seed)
         return answer_in_batches(lm, size, o["batch_size"], kind, asked)
 
-    yield Opened(lm, answer, described, metrics, devices.device_name(where))
-    metrics.update(devices.peak_memory_bytes(where))
+    yield Opened(
+        *(lm, answer, described, metrics, devices.device_name(where)),
+        peaks=lambda: devices.peak_memory_bytes(where),
+    )
 
 
 # Of Python, NumPy, torch and the choice of solved examples: those of lm-eval's command line.
