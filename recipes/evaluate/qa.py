@@ -158,7 +158,8 @@ def faults_of(settings: Mapping[str, Any], options: DataOptions) -> list[LLMErro
         faults.append(LLMError("--output is missing", why, fix))
     if not asks and o["predictions"] is None and not o["sid"]:
         fix = "--model FOLDER, --predictions FILE, or --sid 100 to show a question"
-        faults.append(LLMError("nothing to do", "no model, no predictions, no question", fix))
+        why = "no model, no predictions, no --sid"
+        faults.append(LLMError("nothing is asked or shown", why, fix))
     if not asks and o["predictions"] is None and o["output"] is not None:
         fix = "--model FOLDER or --predictions FILE; without --output questions are only shown"
         faults.append(LLMError("--output has nothing to hold", "nothing is answered", fix))

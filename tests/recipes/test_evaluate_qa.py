@@ -502,8 +502,8 @@ def test_unlabelled_questions_can_be_shown(
     ("options", "said"),
     [
         (["--model", "m"], ["--output is missing"]),
-        ([], ["nothing to do"]),
-        (["--output", "x"], ["nothing to do", "--output has nothing to hold"]),
+        ([], ["nothing is asked or shown"]),
+        (["--output", "x"], ["nothing is asked or shown", "--output has nothing to hold"]),
         (["--model", "m", "--predictions", "p", "--output", "x"], ["goes without --model"]),
         (["--predictions", "p", "--beside", "x"], ["--beside needs --sid"]),
         (
