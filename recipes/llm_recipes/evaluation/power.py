@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from llm_recipes.evaluation.paired import Spread
-from llm_recipes.evaluation.resampling import Numbers, Whole
+from llm_recipes.evaluation.resampling import Whole
 
 POWER = 0.8
 STEPS = 30  # halvings
@@ -89,7 +89,7 @@ def _power(difference: float, discordance: float, items: int, level: float) -> f
     expected = items * discordance
     reach = 8 * math.sqrt(expected * (1 - discordance)) + 8
     first, last = max(0, math.floor(expected - reach)), min(items, math.ceil(expected + reach))
-    differing = np.unique(np.linspace(first, last, POINTS).round())
+    differing = np.unique(np.linspace(first, last, POINTS).round().astype(np.int64))
     if discordance < 1:
         ways = gammaln(items + 1) - gammaln(differing + 1) - gammaln(items - differing + 1)
         odds = differing * math.log(discordance) + (items - differing) * math.log1p(-discordance)
@@ -105,16 +105,15 @@ def _power(difference: float, discordance: float, items: int, level: float) -> f
     return float((weights * found).sum() / weights.sum())
 
 
-def _critical(differing: Numbers, level: float) -> Whole:
+def _critical(differing: Whole, level: float) -> Whole:
     """So many of the discordant items may favour the worse model; -1: no number is low enough."""
     from scipy.special import bdtr
 
     quantile = NormalDist().inv_cdf(1 - level / 2)
     most = np.floor(differing / 2 - quantile * np.sqrt(differing) / 2 + 3).astype(np.int64)
-    most = np.minimum(most, differing.astype(np.int64))
+    most = np.minimum(most, differing)
     while True:
-        with np.errstate(invalid="ignore"):
-            too_many = (most >= 0) & (2 * bdtr(np.maximum(most, 0), differing, 0.5) > level)
+        too_many = (most >= 0) & (2 * bdtr(np.maximum(most, 0), differing, 0.5) > level)
         if not too_many.any():
             return np.maximum(most, -1)
         most = most - too_many
