@@ -25,7 +25,6 @@ SUITE ?=
 TOOL := sh bin/_llm/tool.sh
 VENV := .tools/venv
 STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements-dev.lock))
-DEMO := build/demo
 BOX := python3 tests/cluster/box
 QUOTED_PROMPT = '$(subst ','\'',$(PROMPT))'
 # Only what was typed behind the target: module systems export a MODULEPATH of their own.
@@ -65,12 +64,9 @@ images: setup ## build every image in its cpu variant
 	@for name in $$($(TOOL) image list | cut -d' ' -f1); do \
 	    $(TOOL) image build --image "$$name" --variant cpu || exit; done
 
-demo: setup ## set up, build the CPU image, make a tiny model, run inference in the image
+demo: setup ## set up, build the CPU image, then a tiny model's whole story: tune, quantize, evaluate, report
 	@$(TOOL) image build --image llm --variant cpu
-	@bin/llm-run --image llm-cpu python recipes/data/tiny.py --output $(DEMO)/tiny-llama
-	@bin/llm-run --image llm-cpu python recipes/inference/generate.py --model $(DEMO)/tiny-llama \
-	    --prompt $(QUOTED_PROMPT) --max-new-tokens 60
-	@echo; echo "Next: bin/llm-run python recipes/inference/generate.py --help   and docs/index.md"
+	@sh recipes/demo.sh $(QUOTED_PROMPT)
 
 venv: $(STAMP)
 $(STAMP): requirements-dev.lock
@@ -83,6 +79,7 @@ test-unit: venv
 	@$(VENV)/bin/pytest tests/unit $(ARGS)
 
 test-images: setup venv ## build (or find) the CPU images and test them and llm-run through real Apptainer
+	@sh tests/images/packages.sh
 	@$(TOOL) image build --image base
 	@$(TOOL) image build --image llm --variant cpu
 	@$(TOOL) image build --image llama-recipes --variant cpu

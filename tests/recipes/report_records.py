@@ -20,6 +20,17 @@ from llm_recipes.evaluation.run import Item, Metric, Shown, Task, digest, write_
 
 ANSWER_TYPES = ("span", "multi-span", "arithmetic", "count")
 FROM = ("table", "text", "table-text")
+# Answers that would be more than text in a page, a table, Markdown or a terminal.
+HOSTILE = (
+    "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'><b>bold</b>",
+    "</pre></dd></style></title><iframe src='https://example.org/x'></iframe>",
+    "{{ 7 * 7 }} {% raw %} {#",
+    "```\n# not a heading\n| a | b |\n[link](javascript:alert(1)) <https://example.org>",
+    "\u202etxet desrever\u202c \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
+    "\x00\x07\x1b[31mred\x1b[0m\x7f\x9b\r\ufeff\ud800 \ufffe",
+    "x" * 3000,
+    "\u0301" * 50 + "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u00b1",
+)
 BASE, LORA, FULL = "86e67c087e17fe9e", "ea63edb2547e9f5b", "061656a401b9a7db"
 
 
@@ -324,6 +335,42 @@ def write_generation(path: Path, hour: int, answers: Mapping[int, tuple[str, str
     content = record("inference/generate", hour, metrics=metrics)
     content["model"] = {"path": "models/tiny", "adapter": None, "parameters": 6979584000}
     write(path.parent, content, f"{path.name.removesuffix('.jsonl')}.run.json")
+
+
+def write_hostile(folder: Path) -> None:
+    """Texts of HOSTILE wherever a record has texts, in two evaluations, a training and answers."""
+    for run in range(2):
+        items = [
+            Item(
+                id=text[:200] or "-",
+                doc=digest(n),
+                target=digest(n),
+                prompt=digest(n),
+                scores={"exact_match": float(run and n % 2), "f1": 0.5},
+                cluster=text[:50],
+                groups={text[:60]: text[:80]},
+                shown=Shown(text, text[::-1], text * (1 + run), text),
+            )
+            for n, text in enumerate(HOSTILE)
+        ]
+        metric = Metric(run / 2, True, "right", 0.1, 0.0, 0.6, len(items))
+        name = HOSTILE[0]
+        task = Task(name, HOSTILE[1], 0, {HOSTILE[3]: HOSTILE[4]}, "exact_match",
+                    {"exact_match": metric, HOSTILE[2]: metric}, tuple(items))  # fmt: skip
+        content = record(HOSTILE[1], 20 + run, argv=list(HOSTILE), status=HOSTILE[5])
+        content |= {"model": {"path": HOSTILE[4], "digest": HOSTILE[0]}, HOSTILE[0]: HOSTILE[0]}
+        content["host"] = {"nodes": list(HOSTILE), "device": HOSTILE[0], "gpus": list(HOSTILE)}
+        content["metrics"] = {HOSTILE[n]: HOSTILE[-n] for n in range(1, 8)} | {"mfu": 0.5}
+        target = folder / f"{'<i>&;'}{run} ü\u05d0"
+        write_tasks(target, [task], content)
+        write_record(target / "run.json", content)
+    answers = {n: (text, text[::-1]) for n, text in enumerate(HOSTILE) if n != 5}
+    write_generation(folder / "c'd.jsonl", 22, answers)
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """A record with texts that are no Unicode: as JSON's own escapes."""
+    path.write_text(json.dumps(content), encoding="ascii")
 
 
 def write_all(folder: Path) -> Path:
