@@ -180,7 +180,7 @@ def check_script(words: list[str]) -> list[str]:
         return check_box(arguments[1:])
     if not (HOME / path).is_file():
         return [f"there is no file {path}"]
-    if path.startswith("recipes/") or path.endswith(".py"):
+    if path.endswith(".py"):
         return check_options(path, arguments[1:])
     if path == "bin/_llm/tool.sh" and arguments[1:2] == ["image"]:
         return check_options("bin/_llm/image.py", arguments[2:])

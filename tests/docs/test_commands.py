@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -57,13 +58,26 @@ def test_command_would_be_understood(block: Block) -> None:
 
 
 def test_make_demo_would_be_understood() -> None:
-    """The Makefile's own commands, as make would run them."""
+    """The Makefile's own commands, as make would run them, and those of the script they start."""
     done = subprocess.run(
         ["make", "--dry-run", "demo"], cwd=HOME, capture_output=True, text=True, check=True
     )
+    assert "sh recipes/demo.sh" in done.stdout
     faults = faults_of(done.stdout)
-    assert "recipes/inference/generate.py" in done.stdout
     assert not faults, "\n".join([done.stdout, *faults])
+
+
+def test_the_demo_would_be_understood() -> None:
+    prompt = "it's 2 + 3 = ?"
+    plan = ["sh", "recipes/demo.sh", "--plan", prompt]
+    done = subprocess.run(plan, cwd=HOME, capture_output=True, text=True, check=True)
+    commands = [line for line in done.stdout.splitlines() if line.startswith("bin/llm-run")]
+    faults = faults_of("".join(f"{command}\n" for command in commands))
+    assert not faults, "\n".join(faults)
+    assert len(commands) == 16
+    assert shlex.split(commands[-1])[-3] == prompt
+    headings = re.findall(r"^== (\d+)\. ", done.stdout, re.MULTILINE)
+    assert headings == [str(n) for n in range(1, 11)]
 
 
 def commands_in_docstrings() -> list[Block]:
