@@ -100,6 +100,16 @@ def generate_against_loop(r: Result) -> str:
          for row in r["rows"]])
 
 
+def qa_batching(r: Result) -> str:
+    """Questions in batches and one by one."""
+    shape = f"{r['questions']} questions of {r['prompt_tokens'] / r['questions']:.0f} tokens"
+    return rows(
+        f"CPU, {r['model']}, {shape}, {r['new_tokens']} new tokens each | batched, questions/s | "
+        "one by one, questions/s | ratio | of each round",
+        [f"`qa.py` | {r['batched_questions_per_s']:.1f} | {r['single_questions_per_s']:.1f} | "
+         f"{r['ratio']:.1f} | {', '.join(f'{ratio:.1f}' for ratio in r['ratios'])}"])
+
+
 def gpu_inference(r: Result) -> str:
     """Methods by batch size on a GPU."""
     methods = ("loop", "transformers generate", "generate.py eager", "generate.py compiled")
@@ -263,7 +273,8 @@ def machine(gpu: str) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
     "squashfs": squashfs,
-    "generate_against_loop": generate_against_loop, "gpu_inference": gpu_inference,
+    "generate_against_loop": generate_against_loop, "qa_batching": qa_batching,
+    "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
     "gguf_generate": gguf_generate, "gguf_load": gguf_load, "gguf_scoring": gguf_scoring,

@@ -18,6 +18,8 @@ python3 benchmarks/squashfs.py --json "$results/squashfs.json"
 bin/llm-run --image llm-cpu python recipes/data/tiny.py --output build/demo/tiny-llama
 bin/llm-run --image llm-cpu python benchmarks/generate_against_loop.py \
     --model build/demo/tiny-llama --output "$results/generate_against_loop.json"
+bin/llm-run --image llm-cpu python benchmarks/qa_batching.py \
+    --model build/demo/tiny-llama --output "$results/qa_batching.json"
 # LitGPT and llama-recipes take part where they are installed: the benchmark says how.
 set --
 if bin/llm-run --image llama-recipes true >/dev/null 2>&1; then
