@@ -70,6 +70,17 @@ def images(r: Result) -> str:
     return rows("  | value", lines)
 
 
+def demo(r: Result) -> str:
+    """The story of make demo."""
+    lines = [f"{name.replace('|', ' ')} | {seconds:.0f} s" for name, seconds in r["steps"].items()]
+    whole = f"all (goal {r['goal_minutes']} min, at most {r['limit_minutes']} min)"
+    table = rows(f"{r['cpus']} cores, the image is there | value", [
+        *lines, f"{whole} | {r['first_s'] / 60:.1f} min",
+        f"the same command again | {r['again_s']:.0f} s"])
+    return "\n".join([table, "", "It ends in this verdict:", "",
+                      *(f"- {line.strip()}" for line in r["verdict"])])
+
+
 def imports(r: Result) -> str:
     """Import of torch and transformers."""
     return rows(f"{r['pairs']} pairs | median", [
@@ -272,7 +283,7 @@ def machine(gpu: str) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
-    "squashfs": squashfs,
+    "squashfs": squashfs, "demo": demo,
     "generate_against_loop": generate_against_loop, "qa_batching": qa_batching,
     "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
