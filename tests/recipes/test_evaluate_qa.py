@@ -24,8 +24,9 @@ from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation.judging import FAULTS, judge
 from llm_recipes.evaluation.questions import Questions, chosen_numbers, read_questions
-from llm_recipes.evaluation.run import read_run
+from llm_recipes.evaluation.run import Item, Shown, Task, read_run, write_tasks
 from llm_recipes.examples import DataOptions
+from llm_recipes.record import start_record, write_record
 from llm_recipes.tatqa import INSTRUCTION
 
 sys.path.insert(0, str(RECIPES / "evaluate"))
@@ -457,6 +458,27 @@ def test_single_questions_beside_each_other_without_a_model(
     assert "uid b1" in printed and "uid a1" not in printed
     heads = printed.split("Question  By?")[1]
     assert "full" in heads and model_folder.name[:12] in heads
+
+
+def test_answers_of_other_recipes_are_found_by_the_question(
+    tatqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """harness.py numbers its items, and shows a prompt as a whole."""
+    wanted = read(tatqa).questions[0]
+    prompt = f"{INSTRUCTION}\n\n{wanted.example.input}"
+    texts = ["By?", prompt.replace("1,496.5", "0"), prompt]  # another, another table, this one
+    items = [
+        Item(str(n), "d", "t", "p", {"exact_match": 0.0}, shown=Shown(text, "g", f"given {n}"))
+        for n, text in enumerate(texts)
+    ]
+    record = start_record("evaluate/harness", {}, "CPU")
+    task = Task("llm_tatqa", "1", 0, {}, "exact_match", {}, tuple(items))
+    write_tasks(tmp_path / "h", [task], record)
+    write_record(tmp_path / "h" / "run.json", record, "complete")
+    assert run("--data", tatqa, "--sid", "0", "--sid", "3", "--beside", tmp_path / "h") == 0
+    first, second = capsys.readouterr().out.split("uid b1")
+    assert "given 2" in first.replace("[+", "").replace("+]", "")
+    assert "(not in this run)" in second
 
 
 def test_question_on_a_narrow_terminal(
