@@ -121,6 +121,17 @@ def qa_batching(r: Result) -> str:
          f"{r['ratio']:.1f} | {', '.join(f'{ratio:.1f}' for ratio in r['ratios'])}"])
 
 
+def harness_against_lm_eval(r: Result) -> str:
+    """Wall time of harness.py and of lm_eval."""
+    work = f"{r['requests']} requests of {len(r['tasks'])} tasks, batches of {r['batch_size']}"
+    ratios = ", ".join(f"{ratio:.3f}" for ratio in r["ratios"])
+    return rows(
+        f"CPU, {r['model']}, {work} | `lm_eval` | `harness.py` | ratio (at most {r['limit']}) | "
+        "of each round | without reading lm_eval's own tasks",
+        [f"median of {r['rounds']} | {r['lm_eval_s']:.1f} s | {r['harness_s']:.1f} s | "
+         f"{r['ratio']:.3f} | {ratios} | {r['ratio_without_index']:.3f}"])
+
+
 def gpu_inference(r: Result) -> str:
     """Methods by batch size on a GPU."""
     methods = ("loop", "transformers generate", "generate.py eager", "generate.py compiled")
@@ -285,6 +296,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
     "squashfs": squashfs, "demo": demo,
     "generate_against_loop": generate_against_loop, "qa_batching": qa_batching,
+    "harness_against_lm_eval": harness_against_lm_eval,
     "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,

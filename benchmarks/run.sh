@@ -21,6 +21,8 @@ bin/llm-run --image llm-cpu python benchmarks/generate_against_loop.py \
     --model build/demo/tiny-llama --output "$results/generate_against_loop.json"
 bin/llm-run --image llm-cpu python benchmarks/qa_batching.py \
     --model build/demo/tiny-llama --output "$results/qa_batching.json"
+bin/llm-run --image llm-cpu python benchmarks/harness_against_lm_eval.py \
+    --model build/demo/tiny-llama --output "$results/harness_against_lm_eval.json" || passed=$?
 # LitGPT and llama-recipes take part where they are installed: the benchmark says how.
 set --
 if bin/llm-run --image llama-recipes true >/dev/null 2>&1; then
