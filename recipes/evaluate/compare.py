@@ -39,7 +39,7 @@ WORSE = 1  # exit status
 
 
 def compare(
-    run: list[Path],
+    run: list[str],
     against: str | None = None,
     all_pairs: bool = False,
     names: list[str] | None = None,
@@ -78,7 +78,7 @@ def compare(
 
         output = output.expanduser().absolute()
         faults += faults_of(lambda: check_output_folder(output, RECORD, RECIPE, "comparison"))
-    runs = label_runs(run, names, faults)
+    runs = label_runs([Path(path) for path in run], names, faults)
     reference = reference_of(runs, against, faults)
     raise_all(faults)
     pairs = pairs_of(list(runs), reference, all_pairs)

@@ -24,6 +24,9 @@ WHY = {
     "chat_template": "the same question put in another way has another answer",
     "system": "a model that is told something else answers something else",
     "scorer": "the same answers may get other scores",
+    "max_gen_toks": "a longer answer is another one",
+    "window_tokens": "a text is easier to predict with more of it before each token",
+    "fewshot_as_multiturn": "the same question put in another way has another answer",
     PROMPTS: "other few-shot examples, or another template, make other questions",
 }
 EXPLAIN_PROMPTS = {"version", "fewshot", "prompt_style", "chat_template", "system"}

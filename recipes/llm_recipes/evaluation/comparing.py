@@ -25,7 +25,7 @@ from llm_recipes.evaluation.paired import (
     spread_of,
 )
 from llm_recipes.evaluation.power import detectable, detectable_from_errors
-from llm_recipes.evaluation.run import EvaluatedRun, Metric, Task
+from llm_recipes.evaluation.run import EvaluatedRun, Kind, Metric, Task
 from llm_recipes.evaluation.units import Scores, is_share, item_scores, scale_of
 from llm_recipes.evaluation.verdict import Comparison, word
 
@@ -97,8 +97,8 @@ def _metric_differences(
             yield LLMError(what, why, fix)
             return
     one, two = first.metrics[name], other.metrics[name]
-    if (one.kind, one.higher_is_better) != (two.kind, two.higher_is_better):
-        yield LLMError(what, f"{name} is counted in another way", fix)
+    if one.higher_is_better != two.higher_is_better:
+        yield LLMError(what, f"more of {name} is better in the one and worse in the other", fix)
     ours, theirs = ({i.id: name in i.scores for i in task.items} for task in (first, other))
     alone = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if alone:
@@ -175,7 +175,7 @@ def _compare(
     one, two = (task.metrics[metric] for task in tasks)
     try:
         pair = _pair(table, labels, tasks, metric)
-        share = is_share(one, *([pair.first, pair.other] if pair else []))
+        share = pair is not None and is_share(replace(one, kind=pair.kind), pair.first, pair.other)
     except LLMError:
         if is_main:
             raise
@@ -186,9 +186,9 @@ def _compare(
         task=name,
         metric=metric,
         is_main=is_main,
-        kind=one.kind,
+        kind=pair.kind if pair else "aggregate",
         higher_is_better=one.higher_is_better,
-        is_share=share and pair is not None,
+        is_share=share,
         reference=labels[0],
         other=labels[1],
         values=(one.value, two.value),
@@ -204,7 +204,8 @@ def _compare(
 def _pair(table: Table, labels: tuple[str, str], tasks: Sequence[Task], metric: str) -> Pair | None:
     """Both runs' scores; None if the metric can't be had from them."""
     one, two = (task.metrics[metric] for task in tasks)
-    if one.kind == "aggregate" or two.kind != one.kind:
+    kind = _common_kind(one.kind, two.kind)
+    if kind == "aggregate":
         return None
     first, other = (
         table.scores(label, task, metric) for label, task in zip(labels, tasks, strict=True)
@@ -214,7 +215,14 @@ def _pair(table: Table, labels: tuple[str, str], tasks: Sequence[Task], metric: 
     scale = scale_of(one, first)
     if scale is None or scale != scale_of(two, other):
         return None
-    return Pair(one.kind, scale, first, other)
+    return Pair(kind, scale, first, other)
+
+
+def _common_kind(one: Kind, other: Kind) -> Kind:
+    """What both are: a mean score of one model may happen to be 0 or 1 throughout."""
+    if one == other:
+        return one
+    return "mean" if {one, other} == {"right", "mean"} else "aggregate"
 
 
 def _paired(told: Comparison, pair: Pair, level: float) -> Comparison:
