@@ -607,16 +607,28 @@ def test_an_adapter_finds_its_base(
 
 
 def test_gguf_answers_as_the_folder_does(
-    tiny_hf: Path, tiny_gguf: Path, tatqa: Path, tmp_path: Path
+    tiny_hf: Path, tatqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
+    gguf = tmp_path / "tiny's; ü.gguf"
+    script = RECIPES / "quantized" / "convert.py"  # the file carries the tokenizer
+    command = [sys.executable, script, "--model", tiny_hf, "--output", gguf, "--type", "f32"]
+    command += ["--check-tokens", "0"]
+    environment = recipe_environment()
+    subprocess.run(list(map(str, command)), check=True, env=environment, timeout=300)
     options = ["--data", tatqa, "--max-new-tokens", 5, "--output"]
     assert run("--model", tiny_hf, *options, tmp_path / "hf") == 0
-    assert run("--model", tiny_gguf, *options, tmp_path / "gguf") == 0
+    assert run("--model", gguf, *options, tmp_path / "gguf") == 0
     one, other = (read_run(tmp_path / name) for name in ("hf", "gguf"))
     # the same questions under the same conditions, and in fp32 the same answers
     assert one.tasks == other.tasks
-    assert other.record["model"]["dtype"] == "F32"
-    before = contents(tmp_path / "gguf")
-    shutil.rmtree(tmp_path / "gguf" / "scores")
-    assert run("--model", tiny_gguf, *options, tmp_path / "gguf") == 0
+    before = contents(tmp_path / "hf")
     assert contents(tmp_path / "gguf") == before
+    assert other.record["model"]["dtype"] == "F32"
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "gguf" / "scores")
+    assert run("--model", gguf, *options, tmp_path / "gguf") == 0
+    assert "loading" not in capsys.readouterr().err
+    assert contents(tmp_path / "gguf") == before
+    assert run("--model", gguf, *options, tmp_path / "gguf", "--threads", 1) == 0
+    assert "nothing to do" in capsys.readouterr().err
