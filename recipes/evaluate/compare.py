@@ -12,7 +12,8 @@ OUTPUT gets comparison.md, comparison.json and run.json, whose "metrics" are wha
 holds:
     level, tests      of the tests; so many were corrected for (Holm)
     reference         label of the run that the others are compared with
-    runs              name (label), folder, digest (of all scores), model, model_digest, finished
+    runs              name (label), folder, digest (of all scores), model, adapter, model_digest,
+                      finished
     despite, notes    conditions that were let pass; what else one has to know
     comparisons       one a pair, task and metric: see Comparison in evaluation/verdict.py; those
                       with is_main have p, p_corrected, verdict and sentence, others only intervals

@@ -165,7 +165,7 @@ def test_sign_flips_against_scipy() -> None:
     assert sign_flip_test(whole).p == pytest.approx(_all_patterns(whole))
     many = rng.standard_t(3, 80) + 0.3
     tested = sign_flip_test(many)
-    assert "10000 draws" in tested.how
+    assert "10,000 draws" in tested.how
     paired = stats.permutation_test(
         (many, np.zeros(80)),
         lambda a, b, axis=-1: mean(a - b, axis),
@@ -188,8 +188,18 @@ def test_normal_law_is_what_drawing_says() -> None:
     values = np.random.default_rng(5).normal(0.009, 1, 40000)
     tested = sign_flip_test(values)
     assert "normal law" in tested.how
-    drawn = resampling._drawn(values, 0)
+    drawn = resampling._drawn(values, 0).p
     assert tested.p == pytest.approx(drawn, abs=errors(drawn, 10000))
+
+
+def test_small_chances_are_drawn_more_often() -> None:
+    """Correction for a hundred tests needs p below 1/10001."""
+    values = np.random.default_rng(14).normal(0.65, 1, 60)
+    tested = sign_flip_test(values)
+    assert "1,000,000 draws" in tested.how
+    z = abs(values.sum()) / math.sqrt((values**2).sum())
+    assert 1e-6 <= tested.p < 1e-4
+    assert tested.p == pytest.approx(2 * stats.norm.sf(z), rel=0.8)
 
 
 def test_whole_numbers_that_are_too_many_are_drawn() -> None:

@@ -122,7 +122,8 @@ def markdown(found: Found) -> str:
     runs = [["run", "folder", "model", "evaluated"]]
     for label, run in found.runs.items():
         told = _run(label, run)
-        runs.append([label, str(run.folder), str(told["model"] or ""), str(told["finished"] or "")])
+        model = " + ".join(str(told[key]) for key in ("model", "adapter") if told[key])
+        runs.append([label, str(run.folder), model, str(told["finished"] or "")])
     lines += _markdown_table(runs)
     if found.despite:
         lines += ["", f"Compared despite: {_escaped(', '.join(found.despite))}."]
@@ -151,6 +152,7 @@ def _run(label: str, run: EvaluatedRun) -> dict[str, Any]:
         "folder": str(run.folder),
         "digest": sha256(json.dumps(scores).encode()).hexdigest(),
         "model": model.get("path"),
+        "adapter": model.get("adapter"),
         "model_digest": model.get("digest"),
         "finished": run.record.get("finished"),
     }
@@ -158,11 +160,12 @@ def _run(label: str, run: EvaluatedRun) -> dict[str, Any]:
 
 def same_model_notes(runs: Mapping[str, EvaluatedRun]) -> list[str]:
     """Which runs are of one model, as their records say."""
-    by_digest: dict[str, list[str]] = {}
+    by_digest: dict[tuple[str, str], list[str]] = {}
     for label, run in runs.items():
         told = _run(label, run)
         if told["model_digest"]:
-            by_digest.setdefault(str(told["model_digest"]), []).append(label)
+            key = (str(told["model_digest"]), str(told["adapter"]))  # one base, several adapters
+            by_digest.setdefault(key, []).append(label)
     return [
         f"{' and '.join(labels)} are of the same model"
         for labels in by_digest.values()
