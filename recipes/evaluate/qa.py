@@ -81,7 +81,8 @@ def qa(
             --predictions, whose results are printed.
         predictions: Score this file of answers, {uid: [answer, scale]}, in place of a model's.
         sid: Show these questions: a number from 0, a list (3,7,12), a range (10-20), or ids; with a
-            model only they are asked. Repeat the option for more.
+            model only they are asked, with --output only they are scored. Repeat the option for
+            more.
         beside: Folder of an earlier run, whose answers are shown beside; repeat the option.
         format: What the rows hold; auto: found from the first of them.
         prompt_column: Column of the question; null: prompt or question.
@@ -132,7 +133,7 @@ def qa(
         judged = score_predictions(settings, found, asked, given)
     elif asks:
         name, judged = ask(settings, found, asked)
-    if sid:
+    if sid and (output is None or runs):
         show(asked, name, judged, runs)
     return 0
 

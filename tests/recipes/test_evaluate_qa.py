@@ -530,9 +530,10 @@ def test_unlabelled_questions_can_be_shown(
         (["--predictions", "p", "--beside", "x"], ["--beside needs --sid"]),
         (
             ["--model", "m.gguf", "--output", "x", "--adapter", "a", "--dtype", "bf16"],
-            ["--adapter has no meaning for a GGUF file", "--dtype has no meaning"],
+            ["--adapter has no meaning for m.gguf", "--dtype has no meaning"],
         ),
-        (["--model", "m", "--output", "x", "--threads", "2"], ["--threads has no meaning"]),
+        (["--model", "m", "--output", "x", "--threads", "2"], ["--threads has no meaning for m"]),
+        (["--adapter", "a", "--output", "x", "--threads", "2"], ["--threads has no meaning for a"]),
         (
             ["--model", "m", "--output", "x", "--max-new-tokens", "0", "--top-p", "2"],
             ["--max-new-tokens 0 is too small", "--top-p 2.0 is no share"],

@@ -17,13 +17,13 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from llm_recipes.errors import LLMError
+from llm_recipes.evaluation.harness_options import foreign_options, is_gguf
 
 if TYPE_CHECKING:
     from llm_recipes.answering import Session
     from llm_recipes.answers import Key
     from llm_recipes.prompts import Prompt, Style
 
-GGUF_SUFFIX = ".gguf"
 # Options of qa.py that only one engine has, with the value that is none.
 TRANSFORMERS_ONLY: Mapping[str, Any] = {
     "adapter": None,
@@ -90,27 +90,20 @@ class AnsweringModel:
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Any, int | None]]:
         """The tokenizer, and how many tokens the model sees at most, without its weights."""
-        read = _read_gguf if is_gguf(self.plan.settings["model"]) else _read_folder
+        read = _read_gguf if _is_gguf(self.plan.settings) else _read_folder
         with read(self.plan) as found:
             yield found
 
 
-def is_gguf(model: object) -> bool:
-    """Whether a model's name is that of a GGUF file."""
-    return str(model).lower().endswith(GGUF_SUFFIX)
-
-
 def engine_faults(settings: Mapping[str, Any]) -> list[LLMError]:
     """Options that this kind of model doesn't have."""
-    gguf = is_gguf(settings["model"])
-    kind = "a GGUF file" if gguf else "a model folder"
-    faults = []
-    for name, none in (TRANSFORMERS_ONLY if gguf else GGUF_ONLY).items():
-        if settings[name] != none:
-            option = f"--{name.replace('_', '-')}"
-            what = f"{option} has no meaning for {kind}"
-            faults.append(LLMError(what, f"the model is {settings['model']}", "leave it out"))
-    return faults
+    gguf = _is_gguf(settings)
+    named = {**settings, "model": settings["model"] or settings["adapter"]}
+    return list(foreign_options(named, TRANSFORMERS_ONLY if gguf else GGUF_ONLY, gguf))
+
+
+def _is_gguf(settings: Mapping[str, Any]) -> bool:
+    return is_gguf(settings["model"] or "")  # an adapter alone has no name of a model
 
 
 def open_model(settings: Mapping[str, Any]) -> AnsweringModel:
@@ -123,7 +116,7 @@ def open_model(settings: Mapping[str, Any]) -> AnsweringModel:
     # being continued.
     own = {name: value for name, value in settings.items() if name not in ABOUT_QUESTIONS}
     own |= {**FIXED, "prompts": settings["data"]}
-    return _open_gguf(own) if is_gguf(settings["model"]) else _open_folder(own)
+    return _open_gguf(own) if _is_gguf(settings) else _open_folder(own)
 
 
 def _open_gguf(own: dict[str, Any]) -> AnsweringModel:

@@ -42,7 +42,7 @@ def is_gguf(model: str) -> bool:
 def option_faults(settings: Mapping[str, Any]) -> list[LLMError]:
     """Every option whose value can't be meant, or that this kind of model doesn't have."""
     gguf = is_gguf(settings["model"])
-    faults = list(_foreign(settings, TRANSFORMERS_ONLY if gguf else GGUF_ONLY, gguf))
+    faults = list(foreign_options(settings, TRANSFORMERS_ONLY if gguf else GGUF_ONLY, gguf))
     for name in ("limit", "max_gen_toks", "context", "batch_size"):
         value = settings[name]
         if isinstance(value, int) and value < 1:
@@ -77,9 +77,16 @@ def data_paths(task_data: Sequence[str]) -> dict[str, Path]:
     return {name.strip(): Path(path).expanduser() for name, _, path in pairs}
 
 
-def _foreign(
+def foreign_options(
     settings: Mapping[str, Any], others: Mapping[str, Any], gguf: bool
 ) -> Iterator[LLMError]:
+    """Options that the other kind of model has, and not this one.
+
+    Args:
+        settings: All options by name.
+        others: Those of the other kind, with the value that is none.
+        gguf: Whether this model is a GGUF file.
+    """
     for name, unset in others.items():
         if settings[name] != unset:
             kind = "a GGUF file" if gguf else "a model that transformers loads"
