@@ -82,7 +82,7 @@ measure "$base" base
 
 step "Fine-tune it with LoRA, and merge the result into the model"
 recipe finetune/sft.py --model "$base" --data "$demo/digits/train.jsonl" --output "$demo/lora" \
-    --lora-rank 32 --learning-rate 2e-3 --epochs 2 --global-batch 24 --max-length 64 \
+    --lora-rank 32 --learning-rate 2e-3 --epochs 4 --global-batch 24 --max-length 64 \
     --held-out 0 --save-every 0
 recipe finetune/merge.py --adapter "$demo/lora" --output "$tuned"
 
