@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llm_recipes.cli import Terminated, run_recipe
+from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.examples import Columns, DataOptions
 from llm_recipes.say import say
@@ -203,18 +203,10 @@ def evaluate(
         say(f"nothing to do: {output} has all {len(asked):,} answers and their scores")
         print(table)
         return judged_answers(output / ANSWERS, asked)
-    record = qa_folder.begin(output, RECIPE, settings, model.device, made_with, found)
-    status = "failed"
-    try:
+    run = qa_folder.begun(output, RECIPE, settings, model.device, made_with, found)
+    with run as record:
         answered = ask_all(model, asked, output / ANSWERS, RECIPE, settings["overwrite"])
         print(qa_folder.finish(output, record, found, answered))
-        status = "complete"
-    except (KeyboardInterrupt, Terminated):
-        status = "interrupted"
-        raise
-    finally:
-        if status != "complete":
-            qa_folder.record_unfinished(output, record, status)
     return answered.judged
 
 
@@ -236,8 +228,8 @@ def score_predictions(
     output = Path(settings["output"]).expanduser()
     own = {"predictions": digest(list(given.items()))}
     made_with = qa_folder.evaluated_with(own, settings, found, asked)
-    record = qa_folder.begin(output, RECIPE, settings, "", made_with, found)
-    print(qa_folder.finish(output, record, found, answered))
+    with qa_folder.begun(output, RECIPE, settings, "", made_with, found) as record:
+        print(qa_folder.finish(output, record, found, answered))
     return answered.judged
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from llm_recipes.evaluation.judging import FAULTS, judge
 from llm_recipes.evaluation.questions import Questions, chosen_numbers, read_questions
 from llm_recipes.evaluation.run import Item, Shown, Task, read_run, write_tasks
 from llm_recipes.examples import DataOptions
+from llm_recipes.files import write_fault
 from llm_recipes.record import start_record, write_record
 from llm_recipes.tatqa import INSTRUCTION
 
@@ -273,6 +275,29 @@ def test_a_killed_run_goes_on(model_folder: Path, tmp_path: Path) -> None:
     process.communicate()
     assert run(*map(str, command[2:-1]), "auto") == 0
     assert len(rows_of(output / "answers.jsonl")) == 400
+    assert read_run(output).record["status"] == "complete"
+
+
+def test_a_full_disk_loses_nothing(
+    model_folder: Path,
+    sums: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    options = ["--model", model_folder, "--data", sums, "--output", output, "--max-new-tokens", 2]
+
+    def full(folder: Path, *rest: object) -> None:
+        raise write_fault(folder / "scores", OSError(errno.ENOSPC, "No space left on device"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_recipes.evaluation.qa_folder.write_tasks", full)
+        assert run(*options) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert json.loads((output / "run.json").read_text())["status"] == "failed"
+    assert run(*options) == 0
+    assert "loading" not in capsys.readouterr().err  # the answers were kept
     assert read_run(output).record["status"] == "complete"
 
 

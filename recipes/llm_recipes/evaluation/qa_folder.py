@@ -11,10 +11,12 @@ FOLDER/scores/, run.json  as llm_recipes.evaluation.run says
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm_recipes.cli import Terminated
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation import predictions, tatqa_scores, text_scores
 from llm_recipes.evaluation.asking import Answered
@@ -58,15 +60,18 @@ def kept_results(folder: Path, made_with: Mapping[str, Any]) -> str | None:
         return None
 
 
-def begin(
+@contextmanager
+def begun(
     folder: Path,
     recipe: str,
     settings: Mapping[str, Any],
     device: str,
     made_with: Mapping[str, Any],
     found: Questions,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """The record of a run that begins, in a folder that is new or of an earlier run.
+
+    If the run doesn't get to its end, the record says so, unless it is that of an earlier one.
 
     Raises:
         LLMError: If it holds something else, or can't be written.
@@ -88,11 +93,19 @@ def begin(
     # The folder is ours from now on, whatever ends this run.
     if read_record(folder / RECORD) is None:
         write_record(folder / RECORD, record, "running")
-    return record
+    status = "failed"
+    try:
+        yield record
+        status = "complete"
+    except (KeyboardInterrupt, Terminated):
+        status = "interrupted"
+        raise
+    finally:
+        if status != "complete":
+            _record_unfinished(folder, record, status)
 
 
-def record_unfinished(folder: Path, record: dict[str, Any], status: str) -> None:
-    """Write the record of a run that did not get to its end, unless an earlier one has."""
+def _record_unfinished(folder: Path, record: dict[str, Any], status: str) -> None:
     if (read_record(folder / RECORD) or {}).get("status") == "complete":
         return
     try:
