@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from conftest import RECIPES
+
+HARNESS = RECIPES / "evaluate" / "harness.py"
 
 WORDS = ["value", "object", "class", "module", "name", "é", "statement", "list"]
 TEXT = "The import statement, in its basic form, is executed in two steps. "
 NAMES = ("choose", "say", "read", "complete")
 ANSWER = {"until": ["\n"], "max_gen_toks": 6}
+
+
+def harness_function() -> Callable[..., int]:
+    """The recipe's function, in this process: importing lm-eval takes seconds."""
+    specification = importlib.util.spec_from_file_location("harness_recipe", HARNESS)
+    assert specification is not None and specification.loader is not None
+    recipe = importlib.util.module_from_spec(specification)
+    sys.modules["harness_recipe"] = recipe  # dataclasses look there
+    specification.loader.exec_module(recipe)
+    function: Callable[..., int] = recipe.evaluate
+    return function
 
 
 def write_task(path: Path, rows: list[dict[str, Any]], **config: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECIPES, make_model, recipe_environment
-from task_files import NAMES, metrics, write_task, write_tasks
+from conftest import make_model, recipe_environment
+from task_files import HARNESS, NAMES, harness_function, metrics, write_task, write_tasks
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -30,19 +29,12 @@ from llm_recipes.errors import LLMError, leaves  # noqa: E402
 from llm_recipes.evaluation.run import read_run  # noqa: E402
 from llm_recipes.record import read_record  # noqa: E402
 
-SCRIPT = RECIPES / "evaluate" / "harness.py"
 Evaluate = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def evaluate() -> Evaluate:
-    """The recipe's function, in this process: importing lm-eval takes seconds."""
-    specification = importlib.util.spec_from_file_location("harness_recipe", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    recipe = importlib.util.module_from_spec(specification)
-    sys.modules["harness_recipe"] = recipe  # dataclasses look there
-    specification.loader.exec_module(recipe)
-    return recipe.evaluate
+    return harness_function()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +49,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, reference: HFLM) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return [sys.executable, str(HARNESS), *map(str, arguments)]
 
 
 def texts(value: Any) -> Any:
