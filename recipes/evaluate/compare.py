@@ -244,12 +244,21 @@ def show(found: Found) -> None:
 
 
 def write(settings: Mapping[str, Any], found: Found, output: Path) -> None:
-    """Write comparison.md, comparison.json and the record."""
+    """Write comparison.md, comparison.json and the record.
+
+    The record comes first and says so: if the disk is full, the folder is still a comparison's.
+    """
     from llm_recipes.evaluation.comparison_report import as_metrics, write_comparison
+    from llm_recipes.files import write_fault
     from llm_recipes.record import start_record, write_record
 
     config = dict(settings) | {"run": [str(run.folder) for run in found.runs.values()]}
     record = start_record(RECIPE, config, "cpu")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_fault(output, error) from error
+    write_record(output / RECORD, record, "running")
     written = write_comparison(found, output)
     record["metrics"] = as_metrics(found)
     write_record(output / RECORD, record, "complete")

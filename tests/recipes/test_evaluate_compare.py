@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -437,6 +438,34 @@ def test_hostile_names(tmp_path: Path, compare: Run) -> None:
     assert "is not the folder" in compare(
         "--run", one, "--run", two, "--output", locked, status=2
     ).stderr  # fmt: skip
+
+
+def test_a_full_disk_leaves_a_folder_that_can_be_used_again(
+    tmp_path: Path, compare: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write(tmp_path / "one", task_of({"acc": answers(5, 100)}))
+    two = write(tmp_path / "two", task_of({"acc": answers(90, 100)}))
+    options = ("--run", one, "--run", two, "--output", tmp_path / "out")
+    real = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "comparison.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        assert "no space left" in compare(*options, status=2).stderr
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
+    compare(*options)
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "complete"
+
+
+def test_an_output_below_a_file(tmp_path: Path, compare: Run) -> None:
+    one = write(tmp_path / "one", task_of({"acc": answers(5, 100)}))
+    two = write(tmp_path / "two", task_of({"acc": answers(90, 100)}))
+    locked = tmp_path
+    (locked / "file").write_text("")
     assert "file" in compare(
         "--run", one, "--run", two, "--output", locked / "file/out", status=2
     ).stderr  # fmt: skip

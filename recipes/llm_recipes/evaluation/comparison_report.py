@@ -23,7 +23,7 @@ from llm_recipes.evaluation.verdict import (
     sentence,
     value,
 )
-from llm_recipes.files import write_fault, write_text
+from llm_recipes.files import write_text
 from llm_recipes.text_table import aligned
 
 
@@ -92,12 +92,8 @@ def write_comparison(found: Found, output: Path) -> list[Path]:
     """Write comparison.md and comparison.json.
 
     Raises:
-        LLMError: If the folder can't be written.
+        LLMError: If the folder, which is there, can't be written.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_fault(output, error) from error
     written = []
     told = json.dumps(as_metrics(found), indent=2, allow_nan=False) + "\n"
     for name, text in (("comparison.md", markdown(found)), ("comparison.json", told)):

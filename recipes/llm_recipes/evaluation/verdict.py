@@ -134,8 +134,11 @@ def _afterthought(c: Comparison, level: float) -> str:
                 f"the interval, of this comparison alone, leaves out 0, but {alone} it is"
                 " not enough for a claim"
             )
-    elif c.detectable is not None:
-        told.append(f"{amount(c, c.detectable)} could have been detected")
+    elif c.verdict != "not tested":
+        if c.detectable is not None:
+            told.append(f"{amount(c, c.detectable)} could have been detected")
+        if c.low is not None and c.high is not None and c.low <= 0 <= c.high:
+            told.append("its interval just reaches 0, so it is a close call")
     if c.note:
         told.append(c.note)
     return "".join(f"; {part}" for part in told)
