@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
+from results import write_json
+
 from llm_recipes.cli import run_recipe
 
 HOME = Path(__file__).resolve().parents[1]
@@ -81,9 +83,8 @@ def benchmark(
                 row |= run_sft(Path(scratch), model, data, options)
                 print(describe(row), flush=True)
                 results.append(row)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps({"name": "gpu_finetune", "rows": results}, indent=2) + "\n")
+                if output is not None:  # each time: a job's end leaves what was measured
+                    write_json(output, {"name": "gpu_finetune", "rows": results})
 
 
 def make_model(scratch: Path, shape: str, device: str) -> Path:

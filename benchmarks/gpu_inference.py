@@ -87,12 +87,6 @@ def benchmark(
     model = random_model(shape, where, dtype)
     size = measure_size(model)
     rows: list[dict[str, Any]] = []
-    for batch in batches or [1, 4, 16, 64, 256]:
-        ids = random_prompts(batch, prompt_tokens, SHAPES[shape]["vocab_size"])
-        for name, run in methods(model, ids, new_tokens, compiled):
-            row = measured(name, batch, run, repeats, size, peak, where)
-            rows.append(row)
-            print(line(row), flush=True)
     result = {
         "benchmark": "gpu_inference",
         "shape": shape,
@@ -105,8 +99,14 @@ def benchmark(
         "repeats": repeats,
         "rows": rows,
     }
-    if output is not None:
-        write_text(output, json.dumps(result, indent=2) + "\n")
+    for batch in batches or [1, 4, 16, 64, 256]:
+        ids = random_prompts(batch, prompt_tokens, SHAPES[shape]["vocab_size"])
+        for name, run in methods(model, ids, new_tokens, compiled):
+            row = measured(name, batch, run, repeats, size, peak, where)
+            rows.append(row)
+            print(line(row), flush=True)
+        if output is not None:  # each time: a job's end leaves what was measured
+            write_text(output, json.dumps(result, indent=2) + "\n")
 
 
 def random_model(shape: str, device: Any, dtype: Any) -> Any:
