@@ -119,7 +119,9 @@ def test_nothing_is_loaded_and_nothing_is_complained_about(page: Page) -> None:
     page.show(DESKTOP)
     assert page.driver.get_log("browser") == []
     assert page.ask("return document.compatMode") == "CSS1Compat"
-    logged = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
+    logged = [
+        json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")
+    ]
     asked = [
         entry["params"]["request"]["url"]
         for entry in logged
@@ -135,7 +137,9 @@ def test_nothing_is_loaded_and_nothing_is_complained_about(page: Page) -> None:
 def test_hostile_texts_are_texts(page: Page) -> None:
     page.show(DESKTOP)
     assert page.driver.title == "Räport <b>"
-    assert page.ask("return document.querySelectorAll('script, iframe, img, object, b').length") == 0
+    assert (
+        page.ask("return document.querySelectorAll('script, iframe, img, object, b').length") == 0
+    )
     assert page.ask("return window.pwned === undefined")
     shown = page.ask("return document.body.textContent")
     assert HOSTILE[0] in shown

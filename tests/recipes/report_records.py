@@ -385,6 +385,7 @@ def write_all(folder: Path) -> Path:
     write_training(folder / "full", 4, 600, "full", seed=2)
     write(folder / "merged", record("finetune/merge", 5, metrics={"merge_s": 31.0, "same_top": 1.0,
         "files": ["config.json"]}, model={"path": "merged", "base": "models/tiny"}))  # fmt: skip
+    (folder / "merged" / "metrics.jsonl").write_text(lines, encoding="utf-8")
     write_evaluation(folder / "base+lora", 6, 0.57, 2, "merged")
     write_evaluation(folder / "base+full", 7, 0.59, 3, "full")
     write_quantize(folder / "quantized", 8)

@@ -209,14 +209,27 @@ def read(run: Run) -> list[Comparison]:
 
 
 def _comparison(entry: Mapping[str, Any]) -> Comparison:
+    """A comparison all of whose values are of their kind.
+
+    Raises:
+        ValueError, TypeError, KeyError: If some are not.
+    """
     known = {f.name: entry[f.name] for f in fields(Comparison) if f.name in entry}
-    made = Comparison(**{**known, "values": tuple(float(v) for v in entry["values"])})
-    float(made.difference)
+    made = Comparison(**{**known, "values": tuple(entry["values"])})
     texts = (made.task, made.metric, made.reference, made.other, made.how, made.note)
-    numbers = (made.low, made.high, made.p, made.p_corrected, made.detectable, made.effect)
-    if len(made.values) != 2 or not all(isinstance(text, str) for text in texts):
-        raise ValueError(made)
-    if any(value is not None and number(value) is None for value in numbers):
+    whole = (made.items, made.units)
+    needed = (*made.values, made.difference, *whole)
+    ends = (made.low, made.high, made.odds_low, made.odds_high)
+    others = (made.p, made.p_corrected, made.detectable, made.effect, made.odds)
+    unless_none = (*ends, *others, made.gained, made.lost)
+    if not (
+        len(made.values) == 2
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(made.verdict, str | None)
+        and all(isinstance(count, int) for count in whole)
+        and all(number(value) is not None for value in needed)
+        and all(number(value) is not None for value in unless_none if value is not None)
+    ):
         raise ValueError(made)
     return made
 

@@ -20,8 +20,8 @@ from llm_recipes.evaluation.report.blocks import (
 )
 from llm_recipes.evaluation.report.values import clean
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
-AT_START = re.compile(r"^(\s*)([-=]|\d+[.)])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&$])")
+AT_START = re.compile(r"^(\d*)([-+=#.)])(?=[\s=#-]|$)")  # a list, a heading, a line below a heading
 MARKS = {"same": ("", ""), "other": ("⟦", "⟧"), "gone": ("[-", "-]"), "new": ("{+", "+}")}
 
 
@@ -37,7 +37,7 @@ def markdown(report: Report) -> str:
 
 def plain(text: str) -> str:
     """A text in one line, in which nothing means anything to Markdown or HTML."""
-    line = SPECIAL.sub(r"\\\1", " ".join(clean(text).split()))
+    line = SPECIAL.sub(r"\\\1", clean(text).replace("\n", " ").strip())
     return AT_START.sub(r"\1\\\2", line)
 
 

@@ -50,8 +50,10 @@ class Axis:
     def labels(self) -> list[str]:
         """The ticks' texts, all with as many decimals."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
-        if max(abs(self.low), abs(self.high)) >= 1e5 or step < 1e-5:
-            return [f"{tick:.3g}".replace("-", "−") for tick in self.ticks]
+        most = max(abs(self.low), abs(self.high))
+        if most >= 1e6 or step < 1e-6:
+            digits = max(3, math.ceil(math.log10(most / step)) + 1)
+            return [f"{tick:.{digits}g}".replace("-", "−") for tick in self.ticks]
         return [figure(tick, max(0, -math.floor(math.log10(step) + 1e-9))) for tick in self.ticks]
 
 
