@@ -171,7 +171,7 @@ def _unknown(name: str, manager: TaskManager, include: Sequence[Path]) -> LLMErr
     broken = [line for folder in include for line in _broken_files(folder)]
     if broken:
         why = "\n".join([*([why] if why else []), *broken[:5]])
-    fix = "name a task of lm-eval (lm-eval ls tasks), a YAML file, or --include its folder"
+    fix = "name a task of lm-eval (lm_eval ls tasks), a YAML file, or --include its folder"
     return LLMError(f"unknown task {name!r}", why, fix)
 
 
