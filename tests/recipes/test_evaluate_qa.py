@@ -513,20 +513,22 @@ def test_question_on_a_narrow_terminal(
 
     rows = [["表" * 30, *(f"列{n}" * 8 for n in range(20))] for _ in range(50)]
     data, given = tmp_path / "wide.json", tmp_path / "given.json"
-    question = asked("w1", "問題は何ですか" * 20, ["答え[bold]"], "span", "table")
+    question = asked("w[1]", "問題は何ですか" * 20, ["答え[bold]"], "span", "table")
     data.write_text(json.dumps([context("t", rows, "[red]本文" * 60, [question])]))
-    given.write_text(json.dumps({"w1": ["ちがう [/bold] \\[x]", ""]}))
+    given.write_text(json.dumps({"w[1]": ["ちがう [/bold] \\[x] \x1b[2J\ud800", ""]}))
     assert run("--data", data, "--predictions", given, "--output", tmp_path / "o") == 0
     capsys.readouterr()
     monkeypatch.setenv("COLUMNS", "80")
     runs = [part for _ in range(5) for part in ("--beside", tmp_path / "o")]
-    assert run("--data", data, "--sid", "w1", *runs) == 0
+    assert run("--data", data, "--sid", "w[1]", *runs) == 0
     printed = capsys.readouterr().out
     assert max(map(cell_len, printed.splitlines())) <= 80
     assert (
         "(the table has 20 more rows and " in printed and " more columns than are shown)" in printed
     )
+    assert "uid w[1] ===" in printed
     assert "答え[bold]" in printed and "[/bold]" in printed and "[red]" in printed
+    assert "\x1b" not in printed and "\ufffd[2J\ufffd" in printed
 
 
 def test_unlabelled_questions_can_be_shown(

@@ -9,6 +9,7 @@ differences show without colours, too.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 30
 CELL_WIDTH = 9  # of a table's column at least, where its cells are as wide
 ANSWER_WIDTH = 22  # of a model's column at least: else models stand below each other
+# Control characters but for tabs and ends of lines, and halves of surrogate pairs.
+NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 RIGHT, WRONG, NONE = "right", "wrong", "no answer"
 
 
@@ -80,8 +83,10 @@ def names_of(runs: Sequence[EvaluatedRun]) -> list[str]:
 
 def show_question(question: Question, given: Sequence[Given], console: Console) -> None:
     """Print a question with all of its answers."""
-    example = question.example
-    console.rule(f"sid {question.number}, uid {example.id}", align="left", characters="=")
+    from rich.text import Text
+
+    title = Text(printable(f"sid {question.number}, uid {question.example.id}"))
+    console.rule(title, align="left", characters="=")
     if question.table:
         _print_table(question.table, console)
         for paragraph in question.paragraphs:
@@ -94,12 +99,17 @@ def show_question(question: Question, given: Sequence[Given], console: Console) 
     kinds = ", ".join(f"{name} {value}" for name, value in question.groups.items() if value)
     if kinds:
         _print(console, f"          {kinds}")
-    gold = gold_text(question)
+    gold = printable(gold_text(question))
     if not given:
         _print(console, f"Gold      {gold or '(the file has none)'}")
     else:
         console.print(_answers(gold, given, console.width))
     console.print()
+
+
+def printable(text: str) -> str:
+    """The text without what would move a terminal's cursor, change its colours or break UTF-8."""
+    return NOT_PRINTABLE.sub("\ufffd", text)
 
 
 def marked(answer: str, gold: str) -> Text:
@@ -146,7 +156,7 @@ def _answers(gold: str, given: Sequence[Given], width: int) -> Table:
 def _head(one: Given) -> Text:
     from rich.text import Text
 
-    return Text(f"{one.name}\n{one.verdict}".rstrip(), _style(one))
+    return Text(f"{printable(one.name)}\n{one.verdict}".rstrip(), _style(one))
 
 
 def _body(one: Given, gold: str) -> Text:
@@ -154,7 +164,8 @@ def _body(one: Given, gold: str) -> Text:
 
     if one.scores is None:
         return Text(f"({one.fault})", "dim")
-    text = Text(one.text.strip()) if one.verdict == RIGHT or not gold else marked(one.text, gold)
+    answer = printable(one.text).strip()
+    text = Text(answer) if one.verdict == RIGHT or not gold else marked(answer, gold)
     if one.fault:
         text.append(f"\n({one.fault})", "dim")
     return text
@@ -177,7 +188,7 @@ def _print_table(rows: Sequence[Sequence[object]], console: Console) -> None:
     for number in range(shown):
         table.add_column(overflow="fold", justify="left" if number == 0 else "right")
     for row in rows[:MOST_ROWS]:
-        cells = ["" if cell is None else " ".join(str(cell).split()) for cell in row]
+        cells = ["" if cell is None else " ".join(printable(str(cell)).split()) for cell in row]
         cells += [""] * (columns - len(cells))
         table.add_row(*(Text(cell) for cell in cells[:shown]))
     console.print(table)
@@ -202,7 +213,7 @@ def _columns_that_fit(rows: Sequence[Sequence[object]], columns: int, width: int
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=False, overflow="fold")
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=False, overflow="fold")
 
 
 def _item_of(run: EvaluatedRun, question: Question) -> Item | None:
