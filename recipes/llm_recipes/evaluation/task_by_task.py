@@ -150,12 +150,13 @@ def deal(requests: Sequence[Instance], hands: int) -> list[list[int]]:
     documents: dict[int | None, list[int]] = {}
     for place, request in enumerate(requests):
         documents.setdefault(request.doc_id, []).append(place)
-    ordered = sorted(
-        documents.values(), key=lambda places: -sum(text_length(requests[p]) for p in places)
-    )
+    length = {d: sum(text_length(requests[p]) for p in ps) for d, ps in documents.items()}
     shares: list[list[int]] = [[] for _ in range(hands)]
-    for turn, places in enumerate(ordered):
-        shares[turn % hands] += places
+    read = [0] * hands
+    for document in sorted(documents, key=lambda document: -length[document]):
+        least = read.index(min(read))
+        shares[least] += documents[document]
+        read[least] += length[document]
     return [sorted(share) for share in shares]
 
 
