@@ -173,15 +173,13 @@ def _compare(
 ) -> Comparison | None:
     tasks = [table.runs[label].tasks[name] for label in labels]
     one, two = (task.metrics[metric] for task in tasks)
-    try:
-        pair = _pair(table, labels, tasks, metric)
-        share = pair is not None and is_share(replace(one, kind=pair.kind), pair.first, pair.other)
-    except LLMError:
-        if is_main:
-            raise
-        return None
     if not is_main and not all(map(math.isfinite, (one.value, two.value))):
         return None
+    try:
+        pair = _pair(table, labels, tasks, metric)
+    except LLMError:  # of a metric that decides this was said before
+        pair = None
+    share = pair is not None and is_share(replace(one, kind=pair.kind), pair.first, pair.other)
     told = Comparison(
         task=name,
         metric=metric,
