@@ -20,6 +20,7 @@ from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.say import say
 
 if TYPE_CHECKING:
+    from llm_recipes.evaluation.report.blocks import Report
     from llm_recipes.evaluation.report.collect import Run
 
 RECIPE = "evaluate/report"
@@ -44,10 +45,10 @@ def report(
         sid: Items whose answers are shown instead: their ids, or numbers from 0 such as 100 or 3-7;
             repeat the option.
     """
-    settings = dict(locals())
+    settings = {**locals(), "run": [str(path) for path in run]}
     from llm_recipes.evaluation.report.collect import collect
+    from llm_recipes.evaluation.report.sections import make_report
     from llm_recipes.output_folder import check_output_folder
-    from llm_recipes.record import start_record, write_record
 
     folder = output.expanduser().absolute()
     faults = []
@@ -66,37 +67,33 @@ def report(
     raise_all(faults)
     for note in notes:
         say(f"left out: {note}")
-    shown = {**settings, "run": [str(path) for path in run]}
-    record = start_record(RECIPE, shown, "cpu")
-    record["metrics"] = write(folder, settings, runs, notes)
-    write_record(folder / RECORD, record, "complete")
+    made = make_report(title, runs, notes, folder, items, sid or [])
+    write(folder, settings, made, {"runs": len(runs), "left_out": len(notes)})
     print(folder / "report.html")
 
 
-def write(
-    folder: Path, settings: dict[str, Any], runs: list[Run], notes: list[str]
-) -> dict[str, Any]:
-    """Write both files; returns the record's numbers.
+def write(folder: Path, settings: dict[str, Any], made: Report, counts: dict[str, int]) -> None:
+    """Write the record, which says whose folder it is, both files, and the record's end.
 
     Raises:
-        LLMError: If a chosen item isn't there, or the folder can't be written.
+        LLMError: If the folder can't be written.
     """
     from llm_recipes.evaluation.report.html import html
     from llm_recipes.evaluation.report.markdown import markdown
-    from llm_recipes.evaluation.report.sections import make_report
     from llm_recipes.files import write_fault, write_text
+    from llm_recipes.record import start_record, write_record
 
-    made = make_report(
-        settings["title"], runs, notes, folder, settings["items"], settings["sid"] or []
-    )
+    record = start_record(RECIPE, settings, "cpu")
+    record["metrics"] = counts
     texts = {"report.html": html(made), "report.md": markdown(made)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_fault(folder, error) from error
+    write_record(folder / RECORD, record, "running")
     for name, text in texts.items():
         write_text(folder / name, text)
-    return {"runs": len(runs), "left_out": len(notes), "files": sorted(texts)}
+    write_record(folder / RECORD, record, "complete")
 
 
 if __name__ == "__main__":
