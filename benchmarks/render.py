@@ -121,6 +121,16 @@ def qa_batching(r: Result) -> str:
          f"{r['ratio']:.1f} | {', '.join(f'{ratio:.1f}' for ratio in r['ratios'])}"])
 
 
+def report_build(r: Result) -> str:
+    """A report of many runs."""
+    times = f"median of {r['rounds']} rounds (slowest)"
+    return rows(f"{r['cpus']} CPUs | {times} | HTML | Markdown", [
+        f"one run | {r['one_run_s']:.1f} s | | ",
+        f"{r['runs']} runs, {r['evaluations']} of them evaluations of {r['questions']} questions | "
+        f"{r['seconds']:.1f} s ({r['slowest_s']:.1f} s) | {r['html_bytes'] / 1e3:.0f} kB | "
+        f"{r['md_bytes'] / 1e3:.0f} kB"])
+
+
 def harness_against_lm_eval(r: Result) -> str:
     """Wall time of harness.py and of lm_eval."""
     work = f"{r['requests']} requests of {len(r['tasks'])} tasks, batches of {r['batch_size']}"
@@ -296,7 +306,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
     "squashfs": squashfs, "demo": demo,
     "generate_against_loop": generate_against_loop, "qa_batching": qa_batching,
-    "harness_against_lm_eval": harness_against_lm_eval,
+    "harness_against_lm_eval": harness_against_lm_eval, "report_build": report_build,
     "gpu_inference": gpu_inference,
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,

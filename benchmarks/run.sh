@@ -23,6 +23,7 @@ bin/llm-run --image llm-cpu python benchmarks/qa_batching.py \
     --model build/demo/tiny-llama --output "$results/qa_batching.json"
 bin/llm-run --image llm-cpu python benchmarks/harness_against_lm_eval.py \
     --model build/demo/tiny-llama --output "$results/harness_against_lm_eval.json" || passed=$?
+bin/llm-run --image llm-cpu python benchmarks/report_build.py --output "$results/report_build.json"
 # LitGPT and llama-recipes take part where they are installed: the benchmark says how.
 set --
 if bin/llm-run --image llama-recipes true >/dev/null 2>&1; then
