@@ -70,6 +70,18 @@ def nothing_to_score(context: str) -> LLMError:
     return LLMError("a task asks for the likelihood of nothing", why, "correct the task's choices")
 
 
+def no_room(new_tokens: int, length: int) -> LLMError:
+    """The fault of answers that leave no room for a prompt.
+
+    Args:
+        new_tokens: That an answer may have.
+        length: Tokens that the model sees at once.
+    """
+    what = f"a task asks for answers of {new_tokens} tokens (max_gen_toks)"
+    why = f"the model sees {length} tokens with the prompt"
+    return LLMError(what, why, "raise --context, or lower the task's max_gen_toks")
+
+
 def read_generation(options: Mapping[str, Any], new_tokens: int) -> Generation:
     """A task's `generation_kwargs`; what isn't given is off, and without do_sample it is greedy.
 

@@ -73,6 +73,10 @@ def load_tasks(
         # A group is the first of its groups; a tag has only tasks.
         loaded += list(found["groups"].values())[:1] or list(found["tasks"].values())
     raise_all(faults)
+    try:
+        manager._check_duplicates(loaded)
+    except ValueError as error:
+        raise LLMError("a task is asked for twice", str(error), "name it once") from None
     return manager, loaded
 
 
@@ -95,10 +99,23 @@ def _manager(
     """A manager; lm-eval's own 14,000 files are only read where a name can be one of them."""
     folders, meta = [*include], dict(metadata)
     own = TaskManager(include_path=folders, include_defaults=False, metadata=meta)
-    known = {name for name, entry in own.task_index.items() if entry.kind == Kind.TASK}
-    if all(spec in known or (_is_path(spec) and _is_task_file(Path(spec))) for spec in specs):
+    index = own.task_index
+    if all(
+        _is_whole(index, spec) or (_is_path(spec) and _is_task_file(Path(spec))) for spec in specs
+    ):
         return own
     return TaskManager(include_path=folders, metadata=meta)
+
+
+def _is_whole(index: Mapping[str, Any], name: str) -> bool:
+    """Whether an index has all of a task or group; lm-eval may have more tasks of a tag."""
+    entry = index.get(name)
+    if entry is None or entry.kind == Kind.TAG:
+        return False
+    if entry.kind != Kind.GROUP:
+        return True
+    members = (entry.cfg or {}).get("task") or []
+    return all(isinstance(member, str) and _is_whole(index, member) for member in members)
 
 
 def _with_data(manager: TaskManager, name: str, data: Mapping[str, Path]) -> Any:

@@ -17,6 +17,7 @@ HARNESS = RECIPES / "evaluate" / "harness.py"
 WORDS = ["value", "object", "class", "module", "name", "é", "statement", "list"]
 TEXT = "The import statement, in its basic form, is executed in two steps. "
 NAMES = ("choose", "say", "read", "complete")
+GROUPED = ("both", "say", "read")  # all of them, two in a group
 ANSWER = {"until": ["\n"], "max_gen_toks": 6}
 
 
@@ -97,6 +98,10 @@ def write_tasks(folder: Path, lm: Any) -> Path:
         target_delimiter="",
         metric_list=[{"metric": "acc"}, {"metric": "perplexity"}],
     )
+    # A group of two of them.
+    acc = {"metric": "acc", "aggregation": "mean", "weight_by_size": True}
+    group = {"group": "both", "task": ["choose", "complete"], "aggregate_metric_list": [acc]}
+    (folder / "both.yaml").write_text(yaml.safe_dump({**group, "metadata": {"version": 3}}))
     return folder
 
 

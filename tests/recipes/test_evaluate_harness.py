@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import make_model, recipe_environment
-from task_files import HARNESS, NAMES, harness_function, metrics, write_task, write_tasks
+from task_files import GROUPED, HARNESS, NAMES, harness_function, metrics, write_task, write_tasks
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -69,7 +68,7 @@ def base(
     output = tmp_path_factory.mktemp("runs") / "base ü"
     evaluate(
         str(model_folder),
-        list(NAMES),
+        list(GROUPED),
         output,
         include=[tasks],
         batch_size=1,
@@ -85,7 +84,7 @@ def test_numbers_are_those_of_lm_evals_command_line(
     model = shutil.copytree(model_folder, tmp_path / "model")
     line = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"]
     line += ["--model_args", f"pretrained={model},dtype=float32", "--batch_size", "1"]
-    line += ["--include_path", str(tasks), "--tasks", ",".join(NAMES), "--log_samples"]
+    line += ["--include_path", str(tasks), "--tasks", ",".join(GROUPED), "--log_samples"]
     line += ["--output_path", str(tmp_path / "lm-eval")]
     done = subprocess.run(
         line, capture_output=True, text=True, timeout=300, env=recipe_environment(), cwd=tmp_path
@@ -93,7 +92,8 @@ def test_numbers_are_those_of_lm_evals_command_line(
     assert done.returncode == 0, done.stderr
     [file] = (tmp_path / "lm-eval").glob("*/results_*.json")
     theirs, ours = (json.loads(path.read_text()) for path in (file, base / "results.json"))
-    assert set(metrics(ours)) == set(NAMES)
+    assert set(metrics(ours)) == {*NAMES, "both"}
+    assert ours["groups"] and str(ours["groups"]) == str(theirs["groups"])
     assert metrics(ours) == metrics(theirs)
     assert ours["versions"] == theirs["versions"] and ours["n-shot"] == theirs["n-shot"]
     for name in NAMES:
@@ -308,7 +308,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def test_several_processes_find_what_one_does(
     base: Path, model_folder: Path, tasks: Path, tmp_path: Path
 ) -> None:
-    given = ["--model", model_folder, "--tasks", ",".join(NAMES), "--include", tasks]
+    given = ["--model", model_folder, "--tasks", ",".join(GROUPED), "--include", tasks]
     given += ["--output", tmp_path / "two", "--no-keep-answers", "--batch-size", 1]
     starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     line = [sys.executable, *starter, *command(*given)[1:]]
@@ -434,4 +434,23 @@ def test_a_failing_task_and_its_record(
     assert "lm-eval" in str(fault) or "odd" in str(fault)
     record = read_record(tmp_path / "out" / "run.json")
     assert record is None or record["status"] == "failed"
-    assert "LLM_CACHE_DIR" not in os.environ or Path(os.environ["LLM_CACHE_DIR"]).exists()
+
+
+def test_code_that_a_model_writes_and_tasks_that_come_twice(
+    evaluate: Evaluate, model_folder: Path, tasks: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "def f():", "answer": "pass"}]
+    form = {"doc_to_text": "{{prompt}}", "doc_to_target": "{{answer}}"}
+    form |= {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
+    form |= {"generation_kwargs": {"until": ["\n"]}}
+    write_task(tmp_path / "code.yaml", rows, unsafe_code=True, **form)
+    named = [str(tmp_path / "code.yaml")]
+    [fault] = faults(evaluate, str(model_folder), named, tmp_path / "out")
+    assert "code: Python code that the model writes would be run" in str(fault)
+    options: dict[str, Any] = {"keep_answers": False, "run_unsafe_code": True}
+    [fault] = faults(evaluate, str(model_folder), named, tmp_path / "out", **options)
+    assert "a task asks for answers of 256 tokens" in str(fault)
+    evaluate(str(model_folder), named, tmp_path / "out", max_gen_toks=4, **options)
+    assert read_run(tmp_path / "out").tasks["code"].conditions["max_gen_toks"] == "4"
+    [fault] = faults(evaluate, str(model_folder), ["both,choose"], include=[tasks])
+    assert "a task is asked for twice" in str(fault) and "'choose'" in str(fault)

@@ -20,11 +20,13 @@ from typing import Any, Literal
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from llm_recipes.batching import LOGIT_COPIES, SHARE_OF_FREE, STATES_A_TOKEN
 from llm_recipes.device import free_memory_bytes, is_out_of_memory
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation.task_by_task import text_length
+from llm_recipes.harness_requests import no_room
 from llm_recipes.model_folder import first_line
 from llm_recipes.models import LoadedModel, ModelSize
 from llm_recipes.say import say
@@ -86,6 +88,10 @@ def answer_in_batches(
     """
     if not requests:
         return []
+    for request in requests:
+        wanted = new_tokens(lm, request)
+        if wanted and wanted >= lm.max_length:
+            raise no_room(wanted, lm.max_length)
     rows = fitting_rows(lm, size, requests) if batch_size == "auto" else batch_size
     while True:
         lm.batch_size_per_gpu = rows
@@ -129,11 +135,16 @@ def longest_tokens(lm: HarnessLM, requests: Sequence[Instance]) -> int:
     for request in longest:
         texts = [text for text in request.args if isinstance(text, str)]
         found = len(lm.tok_encode("".join(texts)))
-        options = request.args[-1]
-        if isinstance(options, dict):
-            found += int(options.get("max_gen_toks") or lm.max_gen_toks)
-        tokens = max(tokens, found)
+        tokens = max(tokens, found + new_tokens(lm, request))
     return min(tokens, lm.max_length)
+
+
+def new_tokens(lm: HarnessLM, request: Instance) -> int:
+    """Tokens of a request's answer at most; 0 if it asks for none."""
+    options = request.args[-1]
+    if not isinstance(options, dict):
+        return 0
+    return int(normalize_gen_kwargs(options, lm.max_gen_toks)["max_gen_toks"])
 
 
 def describe_loaded(

@@ -40,6 +40,7 @@ from llm_recipes.gguf.scoring import score_all
 from llm_recipes.harness_requests import (
     Encoded,
     Generation,
+    no_room,
     nothing_to_score,
     read_generation,
     window,
@@ -255,9 +256,7 @@ class GgufLM(TemplateLM):
         """What is asked of the decoder, and which request it answers; cut on the left."""
         room = self.max_length - wanted.new_tokens
         if room <= 0:
-            what = f"a task asks for answers of {wanted.new_tokens} tokens (max_gen_toks)"
-            why = f"the model sees {self.max_length} tokens with the prompt"
-            raise LLMError(what, why, "raise --context, or lower the task's max_gen_toks")
+            raise no_room(wanted.new_tokens, self.max_length)
         prompts: dict[Request, int] = {}
         repeats: Counter[str] = Counter()
         cut = 0
