@@ -472,7 +472,7 @@ def test_what_could_be_detected_is_found_in_80_percent(items: int, changed: floa
     least = detectable_share(changed, items, LEVEL)
     assert least is not None
     rng = np.random.default_rng(12)
-    discordance = max(changed, least)
+    discordance = max(changed + least**2, least)
     differing = rng.binomial(items, discordance, 4000)
     gained = rng.binomial(differing, (discordance + least) / (2 * discordance))
     chances = 2 * stats.binom.cdf(np.minimum(gained, differing - gained), differing, 0.5)
@@ -487,10 +487,15 @@ def test_so_few_items_show_nothing() -> None:
 
 
 def test_detectable_knows_nothing_of_the_observed_difference() -> None:
-    """As much discordance, another difference: the same could have been detected."""
-    none, large = discordant(20, 20, 400), discordant(38, 2, 400)
+    """As much variance, another difference: the same could have been detected."""
+    none, large = discordant(20, 20, 400), discordant(42, 2, 400)
+    assert difference(large) == 0.1
     assert difference_test(none).p > 0.9 > 0.001 > difference_test(large).p
-    assert detectable(spread_of(none), LEVEL) == detectable(spread_of(large), LEVEL)
+    assert detectable(spread_of(none), LEVEL) == pytest.approx(
+        detectable(spread_of(large), LEVEL), rel=1e-6
+    )
+    # and where one model has all right and the other none, nothing varies but by chance
+    assert (detectable(spread_of(discordant(96, 0, 100)), LEVEL) or 1) < 0.12
 
 
 def test_detectable_means_and_clusters_are_found_in_80_percent(

@@ -54,14 +54,14 @@ class Pair:
 class Spread:
     """What is needed to say which differences could have been found.
 
-    error: Standard error of the difference. units: that are independent. discordance: of 0/1
-    answers, the share on which the models differ. typical: size of a unit's difference that is not
+    error: Standard error of the difference. units: that are independent. variance: of 0/1 answers,
+    that of an item's difference. typical: size of a unit's difference that is not
     0, or the largest that an item could have if all are 0.
     """
 
     error: float
     units: float
-    discordance: float | None
+    variance: float | None
     typical: float
 
 
@@ -128,7 +128,8 @@ def spread_of(pair: Pair) -> Spread:
         return Spread(error, units, None, typical)
     items = len(pair.first.parts)
     size = _effective_items(pair) if pair.are_clustered else float(items)
-    return Spread(error, size, sum(pair.discordant()) / items, 1.0)
+    variance = sum(pair.discordant()) / items - difference(pair) ** 2
+    return Spread(error, size, max(0.0, variance), 1.0)
 
 
 def tango(gained: float, lost: float, items: float, quantile: float) -> Interval:

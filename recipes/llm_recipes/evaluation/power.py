@@ -33,8 +33,8 @@ def detectable(spread: Spread, level: float, power: float = POWER) -> float | No
     Returns:
         In the metric's unit; None if not even the largest difference would be found: too few items.
     """
-    if spread.discordance is not None:
-        return detectable_share(spread.discordance, round(spread.units), level, power)
+    if spread.variance is not None:
+        return detectable_share(spread.variance, round(spread.units), level, power)
     rare = detectable_share(0.0, round(spread.units), level, power)
     if rare is None:
         return None
@@ -56,16 +56,16 @@ def _from_error(spread: Spread, level: float, power: float) -> float:
 
 
 def detectable_share(
-    discordance: float, items: int, level: float, power: float = POWER
+    variance: float, items: int, level: float, power: float = POWER
 ) -> float | None:
     """The smallest difference of two shares that McNemar's exact test finds.
 
     The number of items on which the models differ is binomial, and so is that of those which the
-    better one has right (Connor 1987, Biometrics 43, without its approximation). A difference
-    larger than the observed discordance would come with as much discordance.
+    better one has right (Connor 1987, Biometrics 43, without its approximation). With a difference
+    d the models differ on a share of variance + d² of the items, and on d at least.
 
     Args:
-        discordance: Share of the items on which the models differ, 0 if there is none.
+        variance: Of an item's difference, which is -1, 0 or 1; 0 if the models never differ.
         items: Their number, or an effective one.
         level: Of the test.
         power: With this probability.
@@ -75,7 +75,8 @@ def detectable_share(
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if _power(middle, max(discordance, middle), items, level) >= power:
+        discordance = min(1.0, max(variance + middle**2, middle))
+        if _power(middle, discordance, items, level) >= power:
             high = middle
         else:
             low = middle
