@@ -231,9 +231,9 @@ def test_results_have_intervals_and_groups(folder: Path, texts: tuple[str, str])
     right = sum(item.scores["exact_match"] for item in part)
     cells = row(results, "count × text").split(" | ")
     assert cells[2] == str(len(part))
-    assert cells[4].startswith(f"{100 * right / len(part):.0f} (")
+    assert cells[4].startswith(f"{100 * right / len(part):.1f} (")
     # Wilson's interval by clusters is at least as wide as by single items
-    low, high = map(int, re.findall(r"\d+", cells[4])[1:])
+    low, high = map(float, re.findall(r"[\d.]+", cells[4])[1:])
     spread = 196 * (right / len(part) * (1 - right / len(part)) / len(part)) ** 0.5
     assert high - low > 1.5 * spread
     assert "items share 30 contexts" in results

@@ -20,8 +20,10 @@ from llm_recipes.evaluation.report.blocks import (
 )
 from llm_recipes.evaluation.report.values import clean
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&$])")
-AT_START = re.compile(r"^(\d*)([-+=#.)])(?=[\s=#-]|$)")  # a list, a heading, a line below a heading
+SPECIAL = re.compile(r"([\\`*_{}\[\]<|~&$])")
+AT_START = re.compile(
+    r"^(\d*)([-+=#.)]|>)(?=[\s=#>-]|$)"
+)  # a list, a heading, a line below a heading
 MARKS = {"same": ("", ""), "other": ("⟦", "⟧"), "gone": ("[-", "-]"), "new": ("{+", "+}")}
 
 

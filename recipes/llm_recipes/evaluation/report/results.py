@@ -19,6 +19,7 @@ from llm_recipes.evaluation.report.values import decimals_for, figure, interval,
 from llm_recipes.evaluation.run import Item, Metric, Task
 
 WIDE = 6  # runs that are columns; more are rows
+PERCENT = 100.0
 MOST_GROUPS = 60  # rows of a breakdown
 
 
@@ -107,7 +108,7 @@ def task_table(name: str, found: Sequence[Found]) -> Table:
         rows.append(tuple(cells))
     head = ("run", *(_arrow(metric, found) for metric in metrics), "items")
     return Table(
-        f"{name}: version {found[0].task.version}, {found[0].task.fewshot} solved examples first",
+        f"{name}: version {found[0].task.version}, {found[0].task.fewshot}-shot",
         head,
         tuple(rows),
         tuple(notes_of(found)),
@@ -217,6 +218,7 @@ def value_text(metric: Metric | None, unit: float = 1.0) -> str:
     decimals = decimals_for(low, high)
     if decimals is None:
         return figure(value)
+    decimals = max(decimals, 1) if unit == PERCENT else decimals
     return f"{figure(value, decimals)} ({interval(low, high, decimals)})"
 
 
@@ -233,7 +235,7 @@ def _whisker(metric: Metric, axis: Axis, unit: float) -> Markup:
 def _unit(found: Sequence[Found], metric: str) -> float:
     """100 if the metric is shown in percent, which it is of all runs or of none."""
     known = [f for f in found if metric in f.task.metrics]
-    return 100.0 if known and all(f.is_share(metric) for f in known) else 1.0
+    return PERCENT if known and all(f.is_share(metric) for f in known) else 1.0
 
 
 def _belongs(item: Item, kind: Iterable[tuple[str, str]]) -> bool:
@@ -244,7 +246,7 @@ def _arrow(metric: str, found: Sequence[Found]) -> str:
     known = [f.task.metrics[metric] for f in found if metric in f.task.metrics]
     if not known:
         return metric
-    percent = ", %" if _unit(found, metric) == 100 else ""
+    percent = ", %" if _unit(found, metric) == PERCENT else ""
     return f"{metric}{percent} {'↑' if known[0].higher_is_better else '↓'}"
 
 
