@@ -287,6 +287,7 @@ def measure(
     from llm_recipes.evaluation.task_by_task import TaskByTask
     from llm_recipes.folders import user_cache
     from llm_recipes.harness_tasks import leaf_tasks
+    from llm_recipes.stop_signals import declare_unfinished
 
     o, ranks = job.settings, job.ranks
     opening = opened_gguf if is_gguf(o["model"]) else opened_transformers
@@ -300,12 +301,14 @@ def measure(
         start = time.monotonic()
         try:
             results = simple_evaluate(lm, job, manager, loaded)
-        except (KeyboardInterrupt, Terminated):
+        except (KeyboardInterrupt, Terminated) as ended:
             if kept.folder is not None:
                 ranks.say(
                     f"the answers to {kept.tasks} of {len(versions)} tasks are kept in "
                     f"{kept.folder}: the same command goes on"
                 )
+                if isinstance(ended, Terminated):
+                    declare_unfinished()
             raise
         record["metrics"] = {
             **opened.metrics,

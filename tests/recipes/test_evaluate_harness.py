@@ -24,6 +24,7 @@ import yaml  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from llm_recipes.cli import Terminated  # noqa: E402
 from llm_recipes.errors import LLMError, leaves  # noqa: E402
 from llm_recipes.evaluation.run import read_run  # noqa: E402
 from llm_recipes.record import read_record  # noqa: E402
@@ -303,6 +304,26 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert (tmp_path / "out" / file.relative_to(whole)).read_bytes() == file.read_bytes()
     ours, theirs = (json.loads((p / "results.json").read_text()) for p in (tmp_path / "out", whole))
     assert metrics(ours) == metrics(theirs)
+
+
+def test_a_job_whose_time_is_over_is_started_again(
+    evaluate: Evaluate,
+    model_folder: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = iter([False, True])  # before each task
+    name = "llm_recipes.evaluation.task_by_task.stop_requested"
+    monkeypatch.setattr(name, lambda: next(asked))
+    monkeypatch.setenv("LLM_UNFINISHED_FILE", str(tmp_path / "unfinished"))
+    options: dict[str, Any] = {"include": [tasks], "cache": tmp_path / "answers"}
+    with pytest.raises(Terminated):
+        evaluate(str(model_folder), ["complete,choose"], tmp_path / "out", **options)
+    assert (tmp_path / "unfinished").exists()
+    assert len(list((tmp_path / "answers").iterdir())) == 1
+    record = read_record(tmp_path / "out" / "run.json")
+    assert record is not None and record["status"] == "interrupted"
 
 
 def test_several_processes_find_what_one_does(

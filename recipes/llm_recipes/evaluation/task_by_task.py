@@ -16,10 +16,12 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from llm_recipes.cli import Terminated
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation.kept_responses import KeptResponses
 from llm_recipes.ranks import Ranks
 from llm_recipes.say import say
+from llm_recipes.stop_signals import stop_requested
 
 # What a model answers to requests of a kind.
 Answer = Callable[[str, list[Instance]], list[Any]]
@@ -116,6 +118,8 @@ class TaskByTask(LM):
         if known is not None:
             ranks.say(f"{task}: {count}, kept of an earlier run")
             return known
+        if ranks.first_decides(stop_requested):  # the job's time is nearly over
+            raise Terminated
         ranks.say(f"{task}: {count}")
         self.requests += len(asked)
         mine = deal(asked, ranks.count)[ranks.index]
