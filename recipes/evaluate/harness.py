@@ -478,7 +478,7 @@ def conclude(
     from lm_eval.utils import make_table
 
     from llm_recipes.evaluation.evaluation_folder import file_digests, new_evaluation
-    from llm_recipes.evaluation.harness_files import task_files, write_results
+    from llm_recipes.evaluation.harness_files import plain, task_files, write_results
     from llm_recipes.evaluation.harness_scores import scored_tasks
     from llm_recipes.evaluation.run import write_tasks
     from llm_recipes.harness_tasks import leaf_tasks, task_names
@@ -495,7 +495,7 @@ def conclude(
         print(make_table(results, "groups"))
     leaves = leaf_tasks(loaded)
     scored = scored_tasks(results, leaves, lambda task: conditions(job, lm, task))
-    record["metrics"]["results"] = results["results"]
+    record["metrics"]["results"] = plain(results["results"])
     files = [*task_files(leaves), *data_paths(o["task_data"] or ()).values()]
     record["data"] = {
         "tasks": task_names(loaded),

@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval")
 
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation.harness_options import data_paths, split_names
-from llm_recipes.evaluation.harness_scores import scored_tasks
+from llm_recipes.evaluation.harness_scores import _shown, scored_tasks
 from llm_recipes.evaluation.harness_transformers import answer_in_batches
 from llm_recipes.evaluation.kept_responses import KeptResponses
 from llm_recipes.evaluation.task_by_task import deal
@@ -122,6 +122,28 @@ def test_names_files_and_data(tmp_path: Path) -> None:
     file.write_text("task: x")
     assert split_names(["a, b,,c", str(file), ","]) == ["a", "b", "c", str(file)]
     assert data_paths(["a = x=y", "b=~/z"]) == {"a": Path(" x=y"), "b": Path.home() / "z"}
+
+
+def test_choices_that_are_shown() -> None:
+    def shown(arguments: list[tuple[str, str]], likely: list[float], target: Any) -> Any:
+        sample = {
+            "doc": {},
+            "target": target,
+            "arguments": arguments,
+            "filtered_resps": [(value, False) for value in likely],
+        }
+        task = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_text=lambda doc: 3)
+        return _shown(task, sample)
+
+    endings = [("Q: a", " one"), ("Q: a", " two")]
+    found = shown(endings, [-2.0, -1.0], 0)
+    assert (found.question, found.gold, found.answer) == ("Q: a", "one", "two")
+    # Endings by themselves, for what mutual information counts.
+    found = shown([*endings, ("", " one"), ("", " two")], [-1.0, -2.0, -0.5, -0.1], 1)
+    assert (found.gold, found.answer) == ("two", "one")
+    # Beginnings that differ, of one ending.
+    found = shown([("It is", " late."), ("He is", " late.")], [-2.0, -1.0], 1)
+    assert (found.gold, found.answer) == ("He is", "He is")
 
 
 def test_filters_and_metrics_that_are_no_means() -> None:

@@ -48,6 +48,11 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
         write_text(folder / SAMPLES / f"{quote(task, safe=' ')}.jsonl", text)
 
 
+def plain(value: Any) -> Any:
+    """The same in types that JSON knows: numpy's numbers and torch's types are not among them."""
+    return json.loads(_json(value))
+
+
 def _json(value: Any, indent: int | None = None) -> str:
     text = json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode()

@@ -165,8 +165,8 @@ def _shown(task: Any, sample: Mapping[str, Any]) -> Shown | None:
         question = _question(task, sample["doc"], arguments[0][0])
         return Shown(question, _listed(gold), _listed(answer))
     if kind == "multiple_choice":
-        choices = [str(pair[1]).strip() for pair in arguments]
-        likely = [float(response[0]) for response in sample["filtered_resps"]]
+        choices = _choices(arguments)
+        likely = [float(response[0]) for response in sample["filtered_resps"]][: len(choices)]
         answer = choices[likely.index(max(likely))]
         gold = sample["target"]
         right = choices[gold] if isinstance(gold, int) and 0 <= gold < len(choices) else gold
@@ -177,6 +177,16 @@ def _shown(task: Any, sample: Mapping[str, Any]) -> Shown | None:
         question = _question(task, sample["doc"], arguments[0][0])
         return Shown(question, gold, gold if is_greedy else "(something else)")
     return None
+
+
+def _choices(arguments: Sequence[Sequence[Any]]) -> list[str]:
+    """The choices of a question: its endings, or beginnings where all have one ending.
+
+    Behind them may be the same endings without a context, of which no answer is chosen.
+    """
+    context = arguments[0][0]
+    endings = [str(pair[1]).strip() for pair in arguments if pair[0] == context]
+    return endings if len(endings) > 1 else [str(pair[0]).strip() for pair in arguments]
 
 
 def _question(task: Any, doc: Any, context: str) -> str:
