@@ -216,13 +216,20 @@ def named(
 
 
 def flat(name: str, value: Any) -> list[tuple[str, str]]:
-    """A value and those in it, each with its name and unit."""
-    if isinstance(value, Mapping):
+    """A value and those in it, each with its name and unit; what holds tables is only counted."""
+    if isinstance(value, Mapping) and (not name or not any(map(_holds_more, value.values()))):
         start = f"{name} " if name else ""
         return [pair for key, inner in value.items() for pair in flat(f"{start}{key}", inner)]
-    if isinstance(value, list) and value and any(isinstance(part, dict | list) for part in value):
-        return [(name, f"{len(value)} entries")]
-    return [(name.replace("_", " "), with_unit(name, value))]
+    spelled = name.replace("_", " ")
+    if isinstance(value, Mapping) or _holds_more(value):
+        return [(spelled, f"{len(value)} entries")]
+    return [(spelled, with_unit(name, value))]
+
+
+def _holds_more(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(isinstance(part, dict | list) for part in value)
+    return isinstance(value, Mapping)
 
 
 def with_unit(name: str, value: Any) -> str:
