@@ -212,7 +212,8 @@ def test_summary_has_the_verdicts_and_what_did_not_end(
     first = metrics["comparisons"][0]
     for value in (first["difference"], first["low"], first["high"]):
         assert f"{100 * value:+.2f}" in compared
-    assert f"{100 * first['detectable']:.2f} points" in compared
+    assert f"| {100 * first['detectable']:.2f} | 180 in 30 clusters |" in compared
+    assert text.count("p is corrected for 6 tests (Holm)") == 1
 
 
 def test_without_a_comparison_the_summary_draws_no_conclusion(folder: Path) -> None:
@@ -236,7 +237,7 @@ def test_results_have_intervals_and_groups(folder: Path, texts: tuple[str, str])
     low, high = map(float, re.findall(r"[\d.]+", cells[4])[1:])
     spread = 196 * (right / len(part) * (1 - right / len(part)) / len(part)) ** 0.5
     assert high - low > 1.5 * spread
-    assert "items share 30 contexts" in results
+    assert "180 items in 30 clusters" in results
     assert page.count('<svg class="whisker" height="24"') == 2 * 3 + 2 * 3
 
 

@@ -23,6 +23,7 @@ from llm_recipes.evaluation.verdict import (
     change,
     counted,
     interval,
+    signed,
     value,
 )
 
@@ -76,8 +77,9 @@ def of_run(run: Run) -> list[Block]:
     for c in found:
         if c.is_main:
             tasks.setdefault((c.task, c.metric), []).append(c)
-    for (task, metric), entries in tasks.items():
-        blocks.append(main_table(f"{task}: {metric}", entries, level, notes_of(run)))
+    for n, ((task, metric), entries) in enumerate(tasks.items(), 1):
+        notes = notes_of(run) if n == len(tasks) else []
+        blocks.append(main_table(f"{task}: {metric}", entries, level, notes))
     others = [c for c in found if not c.is_main]
     if others:
         blocks.append(other_table(run.name, others))
@@ -98,27 +100,28 @@ def main_table(
                 Cell(f"{SIGNS.get(verdict, '?')} {verdict}", tone=TONES.get(verdict, "unsure")),
                 Cell(shown(value(c, c.values[0])), number=True),
                 Cell(shown(value(c, c.values[1])), number=True),
-                Cell(shown(change(c)), number=True),
+                Cell(shown(signed(c, c.difference)), number=True),
                 Cell(shown(interval(c)), number=True),
                 Cell(p, number=True),
                 Cell(effect(c), number=True),
-                Cell("–" if c.detectable is None else amount(c, c.detectable), number=True),
-                Cell(counted(c), number=True),
+                Cell(_alone(amount(c, c.detectable)) if c.detectable else "–", number=True),
+                Cell(counted(c).replace(" items", ""), number=True),
                 Cell(c.how or "–"),
                 Cell(c.note or "–"),
             )
         )
+    points = ", points" if entries[0].is_share else ""
     shown_columns = [n for n in range(12) if n < 10 or any(row[n].text != "–" for row in rows)]
     head = (
         "runs",
         "verdict",
         "before",
         "after",
-        "difference",
+        f"difference{points}",
         f"{100 * (1 - level):.4g} % interval",
         "p, corrected",
         "effect size",
-        "could be detected",
+        f"could be detected{points}",
         "items",
         "test",
         "note",
@@ -232,6 +235,11 @@ def _comparison(entry: Mapping[str, Any]) -> Comparison:
     ):
         raise ValueError(made)
     return made
+
+
+def _alone(amount_: str) -> str:
+    """The number of an amount, whose unit is in the column's title."""
+    return amount_.removesuffix(" points")
 
 
 def shown(text: str) -> str:

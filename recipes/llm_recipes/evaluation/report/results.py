@@ -16,7 +16,7 @@ from llm_recipes.evaluation.report.blocks import Block, Cell, Section, Table, Wh
 from llm_recipes.evaluation.report.collect import Run
 from llm_recipes.evaluation.report.pictures import Axis, axis_of, whisker, whisker_axis
 from llm_recipes.evaluation.report.values import decimals_for, figure, interval, number, words
-from llm_recipes.evaluation.run import Item, Metric, Task
+from llm_recipes.evaluation.run import Item, Metric, Task, cluster_of
 
 WIDE = 6  # runs that are columns; more are rows
 PERCENT = 100.0
@@ -133,9 +133,10 @@ def notes_of(found: Sequence[Found]) -> list[str]:
     """What the table's numbers are, and which of the runs did not measure the same."""
     first = found[0].task
     notes = ["in brackets: intervals of 95 %; ↑ more is better, ↓ less is better"]
-    clusters = len({item.cluster for item in first.items if item.cluster is not None})
-    if clusters:
-        notes.append(f"items share {clusters} contexts, and are not independent of each other")
+    units = len({cluster_of(item) for item in first.items})
+    if units < len(first.items):
+        told = f"{len(first.items):,} items in {units:,} clusters"
+        notes.append(f"{told}: those of one cluster are not independent of each other")
     for f in found[1:]:
         differs = differences(first, f.task)
         if differs:
