@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_recipes.cli import run_recipe
+from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.say import say
 
@@ -91,9 +91,19 @@ def write(folder: Path, settings: dict[str, Any], made: Report, counts: dict[str
     except OSError as error:
         raise write_fault(folder, error) from error
     write_record(folder / RECORD, record, "running")
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    write_record(folder / RECORD, record, "complete")
+    status = "failed"
+    try:
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        status = "complete"
+    except (KeyboardInterrupt, Terminated):
+        status = "interrupted"
+        raise
+    finally:
+        try:
+            write_record(folder / RECORD, record, status)
+        except LLMError as fault:  # it must not hide what ended the run
+            say(str(fault))
 
 
 if __name__ == "__main__":

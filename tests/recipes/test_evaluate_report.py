@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -356,6 +357,31 @@ def test_a_folder_of_something_else_stays_as_it_is(
     assert "is not the folder of a report" in capsys.readouterr().err
     assert (tmp_path / "mine" / "report.html").read_text() == "my own"
     assert os.listdir(tmp_path / "mine") == ["report.html"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.write_training(tmp_path / "lora", 3, 5)
+    command = ("--run", tmp_path / "lora", "--output", tmp_path / "report")
+    assert report_here(*command) == 0
+    before = (tmp_path / "report" / "report.html").read_bytes()
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if str(target).endswith("report.md"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert report_here(*command) == 2
+    assert "no space left to write" in capsys.readouterr().err
+    record = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert record["status"] == "failed"
+    monkeypatch.undo()
+    assert report_here(*command) == 0
+    assert (tmp_path / "report" / "report.html").read_bytes() == before
+    assert sorted(os.listdir(tmp_path / "report")) == ["report.html", "report.md", "run.json"]
 
 
 def test_html_is_whole_accessible_and_needs_nothing_else(texts: tuple[str, str]) -> None:

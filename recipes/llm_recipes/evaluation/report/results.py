@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -17,6 +18,9 @@ from llm_recipes.evaluation.report.collect import Run
 from llm_recipes.evaluation.report.pictures import Axis, axis_of, whisker, whisker_axis
 from llm_recipes.evaluation.report.values import decimals_for, figure, interval, number, words
 from llm_recipes.evaluation.run import Item, Metric, Task, cluster_of
+
+if TYPE_CHECKING:
+    from llm_recipes.evaluation.units import Scale
 
 WIDE = 6  # runs that are columns; more are rows
 PERCENT = 100.0
@@ -177,13 +181,14 @@ def breakdown(name: str, found: Sequence[Found]) -> Table | None:
             }
         )
     unit = _unit(found, found[0].task.main)
+    scales = [main_scale(f) for f in found]
     rows = []
     for kind in list(dict.fromkeys(kinds))[:MOST_GROUPS]:
         parts = [[i for i in f.task.items if _belongs(i, kind)] for f in found]
         row = [Cell(" × ".join(value for _, value in kind)), Cell(", ".join(k for k, _ in kind))]
         row.append(Cell(words(max(map(len, parts))), number=True))
-        for f, items in zip(found, parts, strict=True):
-            row.append(Cell(value_text(group_metric(f, items), unit), number=True))
+        for f, items, scale in zip(found, parts, scales, strict=True):
+            row.append(Cell(value_text(group_metric(f, items, scale), unit), number=True))
         rows.append(tuple(row))
     head = ("group", "of", "items", *(f.run.name for f in found))
     notes = [f"in brackets: intervals of 95 %; {found[0].task.main} of the group's items"]
@@ -192,21 +197,30 @@ def breakdown(name: str, found: Sequence[Found]) -> Table | None:
     return Table(f"{name} by {' and '.join(keys)}", head, tuple(rows), tuple(notes))
 
 
-def group_metric(found: Found, items: Sequence[Item]) -> Metric | None:
-    """The main metric of some items; None if their numbers don't give one."""
-    from llm_recipes.evaluation.intervals import with_interval
+def main_scale(found: Found) -> Scale | None:
+    """How the main metric comes from the items' numbers; None if it does not."""
     from llm_recipes.evaluation.units import item_scores, scale_of
 
     main, name = found.main, found.task.main
-    if main is None or main.kind == "aggregate" or not any(name in i.scores for i in items):
+    if main is None or main.kind == "aggregate":
+        return None
+    if not any(name in item.scores for item in found.task.items):
         return None
     try:
-        scale = scale_of(main, item_scores(name, main.kind, found.task.items))
-        ratio = item_scores(name, main.kind, items).ratio
+        return scale_of(main, item_scores(name, main.kind, found.task.items))
     except LLMError:
         return None
-    if scale is None:
+
+
+def group_metric(found: Found, items: Sequence[Item], scale: Scale | None) -> Metric | None:
+    """The main metric of some items; None if their numbers don't give one."""
+    from llm_recipes.evaluation.intervals import with_interval
+    from llm_recipes.evaluation.units import item_scores
+
+    main, name = found.main, found.task.main
+    if main is None or scale is None or not any(name in item.scores for item in items):
         return None
+    ratio = item_scores(name, main.kind, items).ratio
     value = math.exp(ratio) if scale == "exp" else ratio
     return with_interval(name, replace(main, value=value, stderr=None), items)
 
