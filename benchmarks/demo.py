@@ -71,7 +71,7 @@ def main() -> None:
         home = checkout(Path(scratch) / "llm")
         first, steps, printed = tell(home)
         again, _, _ = tell(home)
-    verdict = printed.split("The verdict on the new task:\n")[1].split("\n\n")[0]
+    verdict = printed.split("The verdict on the new task")[1].split(":\n", 1)[1].split("\n\n")[0]
     for name, seconds in steps.items():
         print(f"{seconds:6.1f} s  {name}")
     print(f"{first:6.1f} s  all; again {again:.1f} s\n{verdict}")

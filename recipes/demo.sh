@@ -82,7 +82,7 @@ measure "$base" base
 
 step "Fine-tune it with LoRA, and merge the result into the model"
 recipe finetune/sft.py --model "$base" --data "$demo/digits/train.jsonl" --output "$demo/lora" \
-    --lora-rank 32 --learning-rate 2e-3 --epochs 4 --global-batch 24 --max-length 64 \
+    --lora-rank 32 --learning-rate 1.5e-3 --epochs 6 --global-batch 16 --max-length 64 \
     --held-out 0 --save-every 0
 recipe finetune/merge.py --adapter "$demo/lora" --output "$tuned"
 
@@ -111,7 +111,7 @@ step "Ask it something yourself"
 recipe inference/generate.py --model "$base" --prompt "$prompt" --max-new-tokens 60
 
 [ -n "$plan" ] && exit
-printf '\nThe verdict on the new task:\n'
+printf '\nThe verdict on the new task, for the questions of test.jsonl:\n'
 sed -n 's/^- / /p' "$demo/compared/digits/comparison.md" | tr -d '\\'
 echo
 echo "The report: $PWD/$demo/report/report.html"
