@@ -287,6 +287,7 @@ def measure(
     from llm_recipes.evaluation.task_by_task import TaskByTask
     from llm_recipes.folders import user_cache
     from llm_recipes.harness_tasks import leaf_tasks
+    from llm_recipes.prompts import check_knows_chat
     from llm_recipes.stop_signals import declare_unfinished
 
     o, ranks = job.settings, job.ranks
@@ -297,6 +298,8 @@ def measure(
         folder = o["cache"].expanduser().absolute() if o["cache"] else user_cache("evaluations")
         kept = KeptResponses(folder if o["keep_answers"] else None, answers_key(job, opened))
         versions = {task.task_name: task.VERSION for task in leaf_tasks(loaded)}
+        if o["apply_chat_template"]:
+            ranks.together(lambda: check_knows_chat(opened.lm.tokenizer))
         lm = TaskByTask(opened.lm, opened.answer, kept, ranks, versions)
         start = time.monotonic()
         try:

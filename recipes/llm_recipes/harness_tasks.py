@@ -66,7 +66,7 @@ def load_tasks(
     loaded: list[Any] = []
     for name in names:
         try:
-            found = manager.load([_with_data(manager, name, data)])
+            found = manager.load(_with_data(manager, name, data))
         except Exception as error:  # YAML, jinja, datasets, metrics, a task's own Python
             faults += _load_faults(manager, name, error)
             continue
@@ -118,16 +118,35 @@ def _is_whole(index: Mapping[str, Any], name: str) -> bool:
     return all(isinstance(member, str) and _is_whole(index, member) for member in members)
 
 
-def _with_data(manager: TaskManager, name: str, data: Mapping[str, Path]) -> Any:
-    """What is loaded for a name: itself, or what reads a local copy of its data."""
-    folder = data.get(name)
-    entry = manager.task_index.get(name)
-    if folder is None or entry is None or not folder.is_dir():
+def _with_data(manager: TaskManager, name: str, data: Mapping[str, Path]) -> list[Any]:
+    """What is loaded for a name: itself, or what reads a local copy of its data.
+
+    Raises:
+        LLMError: If the data are a file, and the task reads a dataset.
+    """
+    path = data.get(name)
+    index = manager.task_index
+    if path is None or name not in index:
+        return [name]
+    # Tasks of a tag may read different datasets; those of a group have one.
+    leaves = sorted(index[name].tags) if index[name].kind == Kind.TAG else [name]
+    return [_reading(manager, leaf, path.absolute()) for leaf in leaves if leaf in index]
+
+
+def _reading(manager: TaskManager, name: str, path: Path) -> Any:
+    entry = manager.task_index[name]
+    config = load_yaml(entry.yaml_path, resolve_func=False)
+    if "custom_dataset" in config:
         return name
-    config = local_copy(load_yaml(entry.yaml_path, resolve_func=False), folder.absolute())
+    if not path.is_dir():
+        fix = (
+            "name a folder that is a copy of its repository, or write a YAML file that reads yours"
+        )
+        raise LLMError(f"--task-data {name}: {path} is no folder", "it reads a dataset", fix)
     # The form that manager.load() has for names, which takes no changes.
-    built = manager._factory.build(entry, overrides=config, registry=manager.task_index)
-    return built[0] if isinstance(built, list) else built
+    return manager._factory.build(
+        entry, overrides=local_copy(config, path), registry=manager.task_index
+    )
 
 
 def _resolve(

@@ -391,6 +391,7 @@ def test_tasks_that_are_unknown_or_whose_data_are_not_here(
         "sums": {
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": "hf://datasets/nobody/sums/data/1.jsonl"}},
+            "tag": "numbers",
         },
         "gone": {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "no/x.json"}}},
     }.items():
@@ -422,8 +423,10 @@ def test_tasks_that_are_unknown_or_whose_data_are_not_here(
         "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n"
         "    path: data/test.jsonl\n---\n"
     )
-    data = [f"{name}={tmp_path / name}" for name in ("books", "sums")]
-    evaluate(model, ["books,sums"], task_data=data, keep_answers=False, **options)
+    [fault] = faults(evaluate, model, ["books"], task_data=[f"books={HARNESS}"], **options)
+    assert "is no folder" in str(fault)
+    data = [f"books={tmp_path / 'books'}", f"numbers={tmp_path / 'sums'}"]
+    evaluate(model, ["books,numbers"], task_data=data, keep_answers=False, **options)
     run = read_run(tmp_path / "out")
     assert [len(run.tasks[name].items) for name in ("books", "sums")] == [2, 2]
     assert run.record["data"]["files"].keys() >= {str(tmp_path / "sums" / "data" / "1.jsonl")}
@@ -473,5 +476,8 @@ def test_code_that_a_model_writes_and_tasks_that_come_twice(
     assert "a task asks for answers of 256 tokens" in str(fault)
     evaluate(str(model_folder), named, tmp_path / "out", max_gen_toks=4, **options)
     assert read_run(tmp_path / "out").tasks["code"].conditions["max_gen_toks"] == "4"
+    raw = make_model(tmp_path / "raw", chat=False)
+    [fault] = faults(evaluate, str(raw), ["choose"], include=[tasks], apply_chat_template=True)
+    assert "chat" in str(fault) and "YAML" not in str(fault)
     [fault] = faults(evaluate, str(model_folder), ["both,choose"], include=[tasks])
     assert "a task is asked for twice" in str(fault) and "'choose'" in str(fault)
