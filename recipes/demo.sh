@@ -112,7 +112,7 @@ recipe inference/generate.py --model "$base" --prompt "$prompt" --max-new-tokens
 
 [ -n "$plan" ] && exit
 printf '\nThe verdict on the new task, for the questions of test.jsonl:\n'
-sed -n 's/^- / /p' "$demo/compared/digits/comparison.md" | tr -d '\\'
+sed -n '/^- /{s/\\//g;s/^-//p;}' "$demo/compared/digits/comparison.md"
 echo
 echo "The report: $PWD/$demo/report/report.html"
 echo 'Next: bin/llm-run python recipes/inference/generate.py --help   and docs/index.md'
