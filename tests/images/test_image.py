@@ -116,6 +116,22 @@ def test_llama_cpp_finds_its_kernels_from_anywhere(
     assert "Available devices" in output or "CPU" in output, output
 
 
+def test_the_shape_of_amx_tiles_is_stored_before_it_is_loaded(
+    apptainer: list[str], cpu_image: Path,
+) -> None:
+    """A tile's rows and columns are constants: the compiler may not drop them (no AMX is needed)."""
+    listing = run(apptainer, cpu_image, "objdump", "--disassemble", "--no-show-raw-insn",
+                  "/opt/llama.cpp/lib/libggml-cpu-sapphirerapids.so")
+    lines = listing.splitlines()
+    loads = [n for n, line in enumerate(lines) if "ldtilecfg" in line]
+    assert loads
+    for load in loads:
+        place = int(re.search(r"(0x[0-9a-f]+)\(%rsp\)", lines[load])[1], 16)  # type: ignore[index]
+        before = "\n".join(lines[load - 16 : load])
+        for offset in (0x10, 0x30):  # column bytes and rows of the configuration
+            assert f",{place + offset:#x}(%rsp)" in before, before
+
+
 def test_nothing_of_the_build_stays(apptainer: list[str], cpu_image: Path) -> None:
     """No mirror, index or CA bundle of the building site, no caches, no logs, no machine id."""
     listing = run(apptainer, cpu_image, "sh", "-c",

@@ -22,6 +22,13 @@ log=$source/common/log.cpp
 sed -i 's|^ *log = new common_log;$|&\n        std::atexit([] { log->pause(); });|' "$log"
 grep -q 'std::atexit' "$log"
 
+# GCC's _tile_loadconfig names only the first bytes of what it reads, so the compiler drops the
+# others, and the first AMX instruction is an illegal one (seen on a Sapphire Rapids; also
+# llama.cpp#26954): whatever is in memory must be there before it.
+amx=$source/ggml/src/ggml-cpu/amx/mmq.cpp
+sed -i 's|^ *_tile_loadconfig(&tc);$|    asm volatile("" : : "r"(\&tc) : "memory");\n&|' "$amx"
+grep -q 'asm volatile' "$amx"
+
 # shellcheck disable=SC2016  # $ORIGIN is the loader's
 cmake -S "$source" -B "$build" -G Ninja \
     -DCMAKE_BUILD_TYPE=Release \
