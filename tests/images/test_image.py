@@ -119,7 +119,7 @@ def test_llama_cpp_finds_its_kernels_from_anywhere(
 def test_the_shape_of_amx_tiles_is_stored_before_it_is_loaded(
     apptainer: list[str], cpu_image: Path,
 ) -> None:
-    """A tile's rows and columns are constants: the compiler may not drop them (no AMX is needed)."""
+    """Rows and columns of tiles are constants, which the compiler drops if it may."""
     listing = run(apptainer, cpu_image, "objdump", "--disassemble", "--no-show-raw-insn",
                   "/opt/llama.cpp/lib/libggml-cpu-sapphirerapids.so")
     lines = listing.splitlines()
