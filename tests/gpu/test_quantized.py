@@ -106,6 +106,28 @@ def check_samples_of_a_prompt(file: object, placement: object) -> None:
     assert len(found[0]) > 4 and first == first[:1] * 3
 
 
+NEAR_TIE = 0.05  # nats: of random weights; the rounding of another batch decides
+
+
+def same_but_for_ties(
+    file: object, prompt: tuple[int, ...], first: tuple[int, ...], other: tuple[int, ...]
+) -> bool:
+    """Whether two greedy completions are the same up to where two tokens are nearly as likely."""
+    from llm_recipes.gguf.model import ContextSettings, GgufModel, Placement
+    from llm_recipes.gguf.scoring import score_all
+
+    pairs = enumerate(zip(first, other, strict=False))
+    parted = next((place for place, (one, two) in pairs if one != two), None)
+    if parted is None:
+        return True
+    before = [*prompt, *first[:parted]]
+    asked = [([*before, completion[parted]], len(before)) for completion in (first, other)]
+    with GgufModel.load(file, Placement(0)) as model:  # type: ignore[arg-type]
+        with model.context(ContextSettings(tokens=256, sequences=1)) as context:
+            nats = {n: float(scores.logprobs[0]) for n, scores in score_all(context, asked)}
+    return abs(nats[0] - nats[1]) < NEAR_TIE
+
+
 def check_places_of_the_ended(file: object, placement: object) -> None:
     """A sequence that ends early gives its place to another, whose keys and values move there."""
     alone, _ = tokens(file, placement, sequences=1)
@@ -113,7 +135,8 @@ def check_places_of_the_ended(file: object, placement: object) -> None:
     stop = next(token for token in alone[0][:2] if token not in others)
     found, _ = tokens(file, placement, sequences=3, stop=stop)
     assert len(found[0]) <= 2
-    assert [row[:4] for row in found[1:]] == [row[:4] for row in alone[1:]]
+    for prompt, one, moved in zip(PROMPTS[1:], alone[1:], found[1:], strict=True):
+        assert same_but_for_ties(file, prompt, one[:4], moved[:4]), (one, moved)
 
 
 def test_samples_of_a_prompt_are_the_same(file: object) -> None:
