@@ -122,9 +122,9 @@ def same_but_for_ties(
         return True
     before = [*prompt, *first[:parted]]
     asked = [([*before, completion[parted]], len(before)) for completion in (first, other)]
-    with GgufModel.load(file, Placement(0)) as model:  # type: ignore[arg-type]
-        with model.context(ContextSettings(tokens=256, sequences=1)) as context:
-            nats = {n: float(scores.logprobs[0]) for n, scores in score_all(context, asked)}
+    room = ContextSettings(tokens=256, sequences=1)
+    with GgufModel.load(file, Placement(0)) as model, model.context(room) as context:  # type: ignore[arg-type]
+        nats = {n: float(scores.logprobs[0]) for n, scores in score_all(context, asked)}
     return abs(nats[0] - nats[1]) < NEAR_TIE
 
 
