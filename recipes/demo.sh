@@ -53,7 +53,7 @@ recipe() { # FILE OPTIONS...
 
 measure() { # MODEL NAME: what it knows of what it learned first, and of the new task
     recipe evaluate/harness.py --model "$1" --tasks "$tasks" --output "$demo/evaluated/first/$2"
-    recipe evaluate/qa.py --model "$1" --data "$demo/digits/test.jsonl" --max-new-tokens 12 \
+    recipe evaluate/qa.py --model "$1" --data "$demo/digits/digits-test.jsonl" --max-new-tokens 12 \
         --output "$demo/evaluated/digits/$2"
 }
 
@@ -81,7 +81,7 @@ step "Before: what the model knows"
 measure "$base" base
 
 step "Fine-tune it with LoRA, and merge the result into the model"
-recipe finetune/sft.py --model "$base" --data "$demo/digits/train.jsonl" --output "$demo/lora" \
+recipe finetune/sft.py --model "$base" --data "$demo/digits/digits-train.jsonl" --output "$demo/lora" \
     --lora-rank 32 --learning-rate 1.5e-3 --epochs 6 --global-batch 16 --max-length 64 \
     --held-out 0 --save-every 0
 recipe finetune/merge.py --adapter "$demo/lora" --output "$tuned"
@@ -111,7 +111,7 @@ step "Ask it something yourself"
 recipe inference/generate.py --model "$base" --prompt "$prompt" --max-new-tokens 60
 
 [ -n "$plan" ] && exit
-printf '\nThe verdict on the new task, for the questions of test.jsonl:\n'
+printf '\nThe verdict on the new task, for the questions of digits-test.jsonl:\n'
 sed -n '/^- /{s/\\//g;s/^-//p;}' "$demo/compared/digits/comparison.md"
 echo
 echo "The report: $PWD/$demo/report/report.html"

@@ -2,10 +2,10 @@
 
     llm-run python recipes/data/digits.py --output data/digits
 
-OUTPUT gets train.jsonl and test.jsonl (instruction, input, output) and run.json. No test item is a
-training item in another order, and neither is in the text that recipes/data/tiny.py learns from:
-what a model gains by fine-tuning on the first, measured on the second, it has really learned. The
-same command makes the same bytes; where they are already, it does nothing.
+OUTPUT gets digits-train.jsonl and digits-test.jsonl (instruction, input, output) and run.json. No
+test item is a training item in another order, and neither is in the text that recipes/data/tiny.py
+learns from: what a model gains by fine-tuning on the first, measured on the second, it has really
+learned. The same command makes the same bytes; where they are already, it does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llm_recipes.record import read_record, start_record, write_record
 from llm_recipes.say import say
 
 RECIPE = "data/digits"
-TRAIN, TEST = "train.jsonl", "test.jsonl"
+TRAIN, TEST = "digits-train.jsonl", "digits-test.jsonl"
 
 
 def make_digits(
@@ -37,7 +37,7 @@ def make_digits(
     """Make data that a tiny model can learn in minutes and can't know: "Add 3 to each digit."
 
     Args:
-        output: Folder to make, with train.jsonl and test.jsonl.
+        output: Folder to make, with digits-train.jsonl and digits-test.jsonl.
         train: Items to learn from.
         test: Items to evaluate with.
         seed: Another number draws other items.

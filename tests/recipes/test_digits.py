@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_files_ask_the_same_of_other_digits(made: Path) -> None:
-    train, test = rows(made / "train.jsonl"), rows(made / "test.jsonl")
+    train, test = rows(made / "digits-train.jsonl"), rows(made / "digits-test.jsonl")
     assert len(train) == 50 and len(test) == 30
     for row in [*train, *test]:
         assert row["instruction"] == INSTRUCTION
@@ -51,7 +51,7 @@ def test_both_files_ask_the_same_of_other_digits(made: Path) -> None:
     from llm_recipes.dataset_formats import open_source, read_examples
     from llm_recipes.examples import DataOptions
 
-    path = str(made / "train.jsonl")
+    path = str(made / "digits-train.jsonl")
     found = read_examples(open_source(path), DataOptions(path), print)
     assert found.format == "alpaca" and found.examples[0].response == train[0]["output"]
 
@@ -64,13 +64,13 @@ def test_the_same_again_is_nothing_to_do(made: Path, tmp_path: Path) -> None:
     other = digits("--output", made, *SMALL, "--seed", "1")
     assert other.returncode == 2 and "--overwrite" in other.stderr
     # What was changed by hand is not taken for what was made.
-    with (made / "test.jsonl").open("a") as file:
+    with (made / "digits-test.jsonl").open("a") as file:
         file.write("\n")
     changed = digits("--output", made, *SMALL)
     assert changed.returncode == 2 and "--overwrite" in changed.stderr
     replaced = digits("--output", made, *SMALL, "--overwrite", "true")
     assert replaced.returncode == 0
-    for name in ("train.jsonl", "test.jsonl"):
+    for name in ("digits-train.jsonl", "digits-test.jsonl"):
         assert (made / name).read_bytes() == before[made / name][1]  # the same bytes
 
 
