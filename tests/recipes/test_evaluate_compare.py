@@ -320,6 +320,81 @@ def test_pairs_names_and_reference(tmp_path: Path, compare: Run) -> None:
     assert "2 different names" in compare(*runs, "--names", "x", "--names", "y", status=2).stderr
 
 
+def test_a_margin_claims_no_more_than_the_verdict(tmp_path: Path, compare: Run) -> None:
+    """An interval below the margin is of one comparison; the verdict is corrected for all."""
+    tasks = [str(n) for n in range(30)]
+    base = write(tmp_path / "base", *(task_of({"acc": answers(8, 100)}, n) for n in tasks))
+    q4 = write(tmp_path / "q4", *(task_of({"acc": answers(0, 100)}, n) for n in tasks))
+    check = ("--run", base, "--run", q4, "--fail-if-worse", "--margin", "0.01")
+    assert "FAILED: q4 in 0: worse than base by more than" in compare(
+        *check, "--task", "0", status=1
+    ).stdout  # fmt: skip
+    found = compare(*check, status=1).stdout
+    assert "no detectable difference between q4 and base in 0: acc" in found
+    assert "leaves out 0, but after correction it is not enough" in found
+    assert "FAILED: q4 in 0: not shown to be non-inferior to base: lower end" in found
+    assert "worse than base" not in found
+
+
+def test_large_numbers_can_be_read(tmp_path: Path, compare: Run) -> None:
+    rng = np.random.default_rng(4)
+
+    def run(name: str, factor: float) -> Path:
+        found = [float(34000 * factor + n) for n in rng.normal(size=50)]
+        task = task_of({"ppl": found}, kinds={"ppl": "mean"}, lower_is_better=["ppl"])
+        return write(tmp_path / name, task)
+
+    found = compare("--run", run("base", 1), "--run", run("q4", 1.5)).stdout
+    assert "ppl 34,000 -> 51,000, +17,000 (95 % interval +1" in found
+    assert "e+" not in found
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong"),
+    [
+        (("evaluation", "tasks", "sums", "metrics", "acc", "value"), "0.5"),
+        (("evaluation", "tasks", "sums", "metrics", "acc", "value"), 10**400),
+        (("evaluation", "tasks", "sums", "metrics", "acc", "kind"), []),
+        (("evaluation", "tasks", "sums", "fewshot"), math.inf),
+        (("status",), None),
+    ],
+)
+def test_a_record_that_was_changed(
+    tmp_path: Path, compare: Run, where: Sequence[str], wrong: object
+) -> None:
+    base = write(tmp_path / "base", task_of({"acc": answers(5, 10)}))
+    other = write(tmp_path / "other", task_of({"acc": answers(5, 10)}))
+    record = json.loads((other / "run.json").read_text())
+    place = record
+    for name in where[:-1]:
+        place = place[name]
+    place[where[-1]] = wrong
+    (other / "run.json").write_text(json.dumps(record))
+    found = compare("--run", base, "--run", other, status=2).stderr
+    assert "can't be used" in found or "is not complete" in found
+
+
+@pytest.mark.parametrize("score", [[], 10**400])
+def test_scores_of_another_shape(tmp_path: Path, compare: Run, score: Any) -> None:
+    base = write(tmp_path / "base", task_of({"acc": answers(5, 10)}))
+    task = task_of({"acc": answers(5, 10)})
+    items = (replace(task.items[0], scores={"acc": score}), *task.items[1:])
+    other = write(tmp_path / "other", replace(task, items=items), model="none")
+    assert "can't be used" in compare("--run", base, "--run", other, status=2).stderr
+
+
+def test_a_multiturn_prompt_is_one_difference(tmp_path: Path, compare: Run) -> None:
+    task = task_of({"acc": answers(50, 100)}, conditions={"fewshot_as_multiturn": "no"})
+    base = write(tmp_path / "base", task)
+    turns = {**task.conditions, "fewshot_as_multiturn": "yes"}
+    items = tuple(replace(item, prompt="x") for item in task.items)
+    other = write(tmp_path / "other", replace(task, conditions=turns, items=items))
+    found = compare("--run", base, "--run", other, status=2).stderr
+    assert "fewshot_as_multiturn differs" in found
+    assert "prompts differs" not in found
+    compare("--run", base, "--run", other, "--despite", "fewshot_as_multiturn")
+
+
 def test_other_metric_and_tasks(tmp_path: Path, compare: Run) -> None:
     kinds: dict[str, Kind] = {"f1": "mean"}
     rng = np.random.default_rng(3)
@@ -379,14 +454,14 @@ def test_few_items_and_no_variance(tmp_path: Path, compare: Run) -> None:
     two = write(tmp_path / "two", task_of({"acc": [1.0]}))
     found = compare("--run", one, "--run", two).stdout
     assert "no detectable difference" in found
-    assert "so few items can't show any difference" in found
+    assert "so few independent items can't show any difference" in found
     kinds: dict[str, Kind] = {"f1": "mean"}
     flat = write(tmp_path / "flat", task_of({"f1": [0.25] * 50}, kinds=kinds))
     also = write(tmp_path / "also", task_of({"f1": [0.25] * 50}, kinds=kinds))
     assert "no detectable difference" in compare("--run", flat, "--run", also).stdout
     single = write(tmp_path / "single", task_of({"f1": [0.25]}, kinds=kinds))
     other = write(tmp_path / "other", task_of({"f1": [0.5]}, kinds=kinds))
-    assert "so few items" in compare("--run", single, "--run", other).stdout
+    assert "so few independent items" in compare("--run", single, "--run", other).stdout
 
 
 def test_scores_that_are_no_numbers(tmp_path: Path, compare: Run) -> None:

@@ -29,7 +29,14 @@ WHY = {
     "fewshot_as_multiturn": "the same question put in another way has another answer",
     PROMPTS: "other few-shot examples, or another template, make other questions",
 }
-EXPLAIN_PROMPTS = {"version", "fewshot", "prompt_style", "chat_template", "system"}
+EXPLAIN_PROMPTS = {
+    "version",
+    "fewshot",
+    "prompt_style",
+    "chat_template",
+    "system",
+    "fewshot_as_multiturn",
+}
 
 
 @dataclass

@@ -142,15 +142,21 @@ def _rows(found: Found, comparisons: Sequence[Comparison]) -> list[list[str]]:
 def _run(label: str, run: EvaluatedRun) -> dict[str, Any]:
     tasks = run.record["evaluation"]["tasks"]
     scores = sorted((name, str(told.get("scores_digest"))) for name, told in tasks.items())
-    model = run.record.get("model") or {}
+    model = run.record.get("model")
+    model = model if isinstance(model, dict) else {}
     return {
         "name": label,
         "folder": str(run.folder),
         "digest": sha256(json.dumps(scores).encode()).hexdigest(),
-        "model": model.get("path"),
-        "adapter": model.get("adapter"),
-        "model_digest": model.get("digest"),
-        "finished": run.record.get("finished"),
+        **{
+            name: None if told is None else str(told)
+            for name, told in (
+                ("model", model.get("path")),
+                ("adapter", model.get("adapter")),
+                ("model_digest", model.get("digest")),
+                ("finished", run.record.get("finished")),
+            )
+        },
     }
 
 

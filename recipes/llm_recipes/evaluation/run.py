@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from llm_recipes.errors import LLMError
@@ -159,7 +159,7 @@ def read_run(path: Path) -> EvaluatedRun:
     """
     path = path.expanduser()
     file = path / RECORD if path.is_dir() else path
-    record = read_record(file)
+    record = read_record(file) if file.suffix == ".json" else None  # a model's file may be huge
     fix = "name the --output of harness.py or qa.py"
     if record is None:
         why = "there is none" if not file.exists() else "it can't be read"
@@ -188,15 +188,23 @@ def _task(name: str, told: Mapping[str, Any], file: Path) -> Task:
             fewshot=int(told["fewshot"]),
             conditions={str(k): str(v) for k, v in told["conditions"].items()},
             main=str(told["main"]),
-            metrics={key: Metric(**values) for key, values in told["metrics"].items()},
+            metrics={key: _metric(values) for key, values in told["metrics"].items()},
             items=tuple(_items(data.decode().splitlines())),
         )
     except OSError as error:
         why = error.strerror or str(error)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         why = str(error)
     what = f"the scores of {name} in {file.parent} can't be used"
     raise LLMError(what, why, "evaluate again, or copy the whole folder")
+
+
+def _metric(values: Mapping[str, Any]) -> Metric:
+    metric = Metric(**values)
+    float(metric.value + (metric.stderr or 0))  # numbers, and none that is too large
+    if metric.kind not in get_args(Kind):
+        raise ValueError(f"{metric.kind} is no kind of a metric")
+    return metric
 
 
 def _line(item: Item) -> str:
@@ -212,4 +220,6 @@ def _items(lines: Iterable[str]) -> Iterable[Item]:
             key: (score[0], score[1]) if isinstance(score, list) else score
             for key, score in values.pop("scores").items()
         }
+        if not isinstance(values["id"], str):
+            raise ValueError(f"the id {values['id']} is no text")
         yield Item(**values, scores=scores, shown=None if shown is None else Shown(**shown))

@@ -86,4 +86,5 @@ def _folder(path: Path) -> Path:
 
 def _unfinished(run: EvaluatedRun) -> LLMError:
     fix = "give its command again: it goes on"
-    return LLMError(f"the evaluation {run.folder} is not complete", f"{run.record['status']}", fix)
+    told = f"it is {run.record.get('status', 'without a status')}"
+    return LLMError(f"the evaluation {run.folder} is not complete", told, fix)

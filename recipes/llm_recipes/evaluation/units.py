@@ -93,7 +93,10 @@ MEANS = {
 
 def _is_possible(kind: Kind, part: object, whole: object) -> bool:
     numbers = isinstance(part, int | float) and isinstance(whole, int | float)
-    if not numbers or not (math.isfinite(part) and math.isfinite(whole)):  # type: ignore[arg-type]
+    try:
+        if not numbers or not (math.isfinite(part) and math.isfinite(whole)):  # type: ignore[arg-type]
+            return False
+    except OverflowError:  # a whole number of hundreds of digits
         return False
     return float(whole) > 0 and (kind != "right" or part in (0, 1))  # type: ignore[arg-type]
 

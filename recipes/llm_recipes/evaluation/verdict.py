@@ -122,23 +122,24 @@ def _afterthought(c: Comparison, level: float) -> str:
     told = []
     if c.verdict == "no detectable difference":
         if c.detectable is None and c.p is not None:
-            told.append("so few items can't show any difference")
+            told.append("so few independent items can't show any difference")
         elif c.detectable is not None:
             told.append(
                 f"a true difference below {amount(c, c.detectable)} would often go unnoticed here"
             )
         zero_outside = c.low is not None and c.high is not None and (c.low > 0 or c.high < 0)
         if zero_outside and c.p is not None and c.p_corrected is not None:
-            alone = "after correction" if c.p <= level else "with the exact test"
+            alone = "after correction" if c.p <= level else "by its test"
             told.append(
                 f"the interval, of this comparison alone, leaves out 0, but {alone} it is"
                 " not enough for a claim"
             )
     elif c.verdict != "not tested":
         if c.detectable is not None:
-            told.append(f"{amount(c, c.detectable)} could have been detected")
+            least = amount(c, c.detectable)
+            told.append(f"differences of {least} or more are found in 4 of 5 cases")
         if c.low is not None and c.high is not None and c.low <= 0 <= c.high:
-            told.append("its interval just reaches 0, so it is a close call")
+            told.append("its interval reaches 0, so it is a close call")
     if c.note:
         told.append(c.note)
     return "".join(f"; {part}" for part in told)
@@ -162,7 +163,7 @@ def judge_margin(comparison: Comparison, margin: float) -> Margin:
         also = ", although worse" if c.verdict == "worse" else ""
         told = f"{head}: not worse than {c.reference} by {limit} or more{also}"
         return Margin(True, f"{told} (lower end {end})")
-    if high < -margin:
+    if high < -margin and c.verdict == "worse":
         told = f"{head}: worse than {c.reference} by more than {limit}"
         return Margin(False, f"{told} (interval {end} to {signed(c, high)})")
     told = f"{head}: not shown to be non-inferior to {c.reference}: lower end {end}"
@@ -176,7 +177,9 @@ def judge_margin(comparison: Comparison, margin: float) -> Margin:
 
 def value(c: Comparison, number: float) -> str:
     """A value with its unit."""
-    return f"{number:.2%}".replace("%", " %") if c.is_share else f"{number:.4g}"
+    if c.is_share:
+        return f"{number:.2%}".replace("%", " %")
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e9 else f"{number:.4g}"
 
 
 def change(c: Comparison) -> str:
@@ -195,20 +198,23 @@ def signed(c: Comparison, number: float) -> str:
     """A difference with its sign and no unit."""
     if c.is_share:
         return f"{number * POINTS:+.2f}"
-    return f"{number:+.{_decimals(c)}f}"
+    return f"{number:+{_format(c)}}"
 
 
 def amount(c: Comparison, number: float) -> str:
     """A size of a difference with its unit."""
     if c.is_share:
         return f"{number * POINTS:.2f} points"
-    return f"{number:.{_decimals(c)}f}"
+    return f"{number:{_format(c)}}"
 
 
-def _decimals(c: Comparison) -> int:
+def _format(c: Comparison) -> str:
+    """With as many decimals as the values deserve."""
     size = max(abs(v) for v in (*c.values, 1e-6))
+    if size >= 1e9:
+        return ".4g"
     digits = math.floor(math.log10(size))
-    return max(0, 4 - digits) if size >= 1 else min(9, 3 - digits)
+    return f",.{max(0, 4 - digits) if size >= 1 else min(9, 3 - digits)}f"
 
 
 def chance(p: float) -> str:
@@ -219,7 +225,8 @@ def chance(p: float) -> str:
 def counted(c: Comparison) -> str:
     """How many items, and how many of them are independent."""
     items = f"{c.items:,} item{'' if c.items == 1 else 's'}"
-    return f"{items} in {c.units:,} clusters" if c.units < c.items else items
+    clusters = f"{c.units:,} cluster{'' if c.units == 1 else 's'}"
+    return f"{items} in {clusters}" if c.units < c.items else items
 
 
 def as_record(c: Comparison) -> dict[str, Any]:
