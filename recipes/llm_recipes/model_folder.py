@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 from llm_recipes.errors import LLMError, raise_all
 
@@ -29,9 +30,10 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 LFS_POINTER = b"version https://git-lfs"
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-SETTING_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+SETTING_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # .py: its own code
 LARGEST_SETTINGS = 1 << 26  # bytes; a vocabulary of 256,000 has half of it
 DIGEST_PIECES, DIGEST_PIECE_BYTES = 16, 65536
+TENSOR_PIECE_BYTES = 4096  # of each tensor's beginning and middle
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,10 @@ def find_adapter(name: str) -> Path:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over names, sizes, settings, tokenizer and evenly spaced pieces of the weights.
+    """SHA-256 over names, sizes, settings, tokenizer, and pieces of the weights and of each tensor.
 
-    Whole files of many GB would take longer to read than the model to run; pieces tell two
-    fine-tuned copies of a model apart.
+    Whole files of many GB would take longer to read than the model to run; pieces of each tensor
+    tell two fine-tuned copies of a model apart, even if a single layer was trained.
 
     Raises:
         LLMError: If a file cannot be read.
@@ -116,6 +118,26 @@ def _pieces(file: Path) -> Iterator[bytes]:
         for piece in range(DIGEST_PIECES):
             data.seek(max(0, (size - DIGEST_PIECE_BYTES) * piece // (DIGEST_PIECES - 1)))
             yield data.read(DIGEST_PIECE_BYTES)
+        places = _tensor_places(data, size) if file.suffix == ".safetensors" else []
+        for begin, end in sorted(place for place in places if 0 < place[0] <= place[1] <= size):
+            for start in (begin, (begin + end) // 2):
+                data.seek(start)
+                yield data.read(min(TENSOR_PIECE_BYTES, end - start))
+
+
+def _tensor_places(data: BinaryIO, size: int) -> list[tuple[int, int]]:
+    """Where each tensor of a safetensors file begins and ends; none if it is no whole one.
+
+    https://huggingface.co/docs/safetensors: 8 bytes header length, header, tensors.
+    """
+    data.seek(0)
+    length = int.from_bytes(data.read(8), "little")
+    try:
+        header = json.loads(data.read(length)) if 0 < length <= size else {}
+        offsets = [v["data_offsets"] for k, v in header.items() if k != "__metadata__"]
+        return [(8 + length + int(begin), 8 + length + int(end)) for begin, end in offsets]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return []
 
 
 @contextlib.contextmanager
@@ -156,6 +178,9 @@ def _hub_folder(name: str) -> Path:
 
 def _no_such_folder(name: str) -> LLMError:
     path = Path(name).expanduser()
+    if path.is_file():
+        fix = "give the folder it is in" if path.suffix in WEIGHT_SUFFIXES else ""
+        return LLMError(f"the model {name} is a file and no folder", fix=fix)
     siblings: list[str] = []
     with contextlib.suppress(OSError):
         siblings = [p.name for p in path.parent.iterdir()]
@@ -233,15 +258,8 @@ def _damage(file: Path) -> LLMError | None:
             return LLMError(f"{file} holds no weights", why, f"cd {file.parent} && git lfs pull")
         if file.suffix != ".safetensors":
             return None
-        # https://huggingface.co/docs/safetensors: 8 bytes header length, header, tensors.
-        data.seek(0)
-        length = int.from_bytes(data.read(8), "little")
-        try:
-            header = json.loads(data.read(length)) if 0 < length <= size else {}
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            ends = []
-    expected = 8 + length + max(ends, default=0)
+        ends = [end for _, end in _tensor_places(data, size)]
+    expected = max(ends, default=0)
     if not ends or expected > size:
         why = f"it has {size} bytes" + (f" of {expected}" if ends else " and no valid header")
         return LLMError(f"{file} is cut off or damaged", why, _again(file.parent))

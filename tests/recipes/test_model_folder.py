@@ -15,6 +15,7 @@ SETTINGS = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "added_tokens.json"),
     *("special_tokens_map.json", "chat_template.jinja", "merges.txt", "tokenizer.model"),
     *("adapter_config.json", "tokenizer.json", "vocab.json", "tokenizer.tiktoken"),
+    "modeling_mine.py",
 )
 
 
@@ -40,6 +41,33 @@ def test_digest_leaves_out_what_decides_nothing(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     (tmp_path / "folder.json").mkdir()
     assert folder_digest(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", [0, 4095, 500_000])  # in the tensor: beginning and middle
+def test_digest_sees_a_single_tensor(place: int, tmp_path: Path) -> None:
+    # A model of which one layer was trained: the evenly spaced pieces of the file miss it.
+    sizes = {"before": 3_000_000, "trained": 1_000_000, "after": 9_000_000}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, size in sizes.items():
+        offsets = [begin, begin + size]
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": offsets}
+        begin += size
+    text = json.dumps(header).encode()
+    data = bytearray(len(text).to_bytes(8, "little") + text + bytes(begin))
+    digests = set()
+    for value in (0, 1):
+        data[8 + len(text) + sizes["before"] + place] = value
+        (tmp_path / "model.safetensors").write_bytes(data)
+        digests.add(folder_digest(tmp_path))
+    assert len(digests) == 2
+
+
+def test_digest_of_a_header_that_makes_no_sense(tmp_path: Path) -> None:
+    for offsets in ([-90, 9], [9, 3], [0, 1e400], ["a", 1], [1, 10**30]):
+        text = json.dumps({"a": {"data_offsets": offsets}}).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        assert folder_digest(tmp_path)
 
 
 def test_digest_of_a_link_to_nothing(tmp_path: Path) -> None:
