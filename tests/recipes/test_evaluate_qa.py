@@ -23,6 +23,7 @@ from conftest import RECIPES, generate_command, recipe_environment
 from llm_recipes.answers import Answers
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError
+from llm_recipes.evaluation.harness_scores import SHOWN_CHARACTERS
 from llm_recipes.evaluation.judging import FAULTS, judge
 from llm_recipes.evaluation.questions import Questions, chosen_numbers, read_questions
 from llm_recipes.evaluation.run import Item, Shown, Task, read_run, write_tasks
@@ -504,6 +505,26 @@ def test_answers_of_other_recipes_are_found_by_the_question(
     first, second = capsys.readouterr().out.split("uid b1")
     assert "given 2" in first.replace("[+", "").replace("+]", "")
     assert "(not in this run)" in second
+
+
+def test_a_long_prompt_of_which_only_the_end_was_kept(
+    tatqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = read(tatqa).questions[4]
+    end = f"{INSTRUCTION}\n\n{wanted.example.input}"[-SHOWN_CHARACTERS:]
+    assert wanted.context not in end
+    texts = [end.replace("word", "words"), "Question: Years?", "Years?", end]
+    items = [
+        Item(str(n), "d", "t", "p", {"exact_match": 0.0}, shown=Shown(text, "g", f"given {n}"))
+        for n, text in enumerate(texts)
+    ]
+    for count, found in ((3, "(not in this run)"), (4, "given 3")):
+        record = start_record("evaluate/harness", {}, "CPU")
+        task = Task("llm_tatqa", "1", 0, {}, "exact_match", {}, tuple(items[:count]))
+        write_tasks(tmp_path / "h", [task], record)
+        write_record(tmp_path / "h" / "run.json", record, "complete")
+        assert run("--data", tatqa, "--sid", "c1", "--beside", tmp_path / "h") == 0
+        assert found in capsys.readouterr().out.replace("[+", "").replace("+]", "")
 
 
 def test_question_on_a_narrow_terminal(

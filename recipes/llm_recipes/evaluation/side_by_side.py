@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 30
 CELL_WIDTH = 9  # of a table's column at least, where its cells are as wide
 ANSWER_WIDTH = 22  # of a model's column at least: else models stand below each other
+LEAST_CONTEXT = 500  # characters of a long context by which a question is known
 # Control characters but for tabs and ends of lines, and halves of surrogate pairs.
 NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 RIGHT, WRONG, NONE = "right", "wrong", "no answer"
@@ -227,11 +228,18 @@ def _item_of(run: EvaluatedRun, question: Question) -> Item | None:
 
 
 def _asks(item: Item, question: Question) -> bool:
-    """Whether an item is this question; its context may stand in front of it."""
+    """Whether an item is this question; its context, or the end of it, may stand in front of it."""
     if item.shown is None:
         return False
-    asked = " ".join(item.shown.question.split())
-    if not asked.endswith(" ".join(question.text.split())):
+    asked, text = _one_line(item.shown.question), _one_line(question.text)
+    if not asked.endswith(text):
         return False
-    whole = " ".join(item.shown.context.split()) + " " + asked
-    return " ".join(question.context.split()) in whole
+    if _one_line(question.context) in f"{_one_line(item.shown.context)} {asked}":
+        return True
+    # Of harness.py's long prompts only the end is kept.
+    is_end = len(asked) > len(text) + LEAST_CONTEXT
+    return is_end and _one_line(question.example.prompt.whole_text).endswith(asked)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
