@@ -18,8 +18,9 @@ SIGNS = str.maketrans("", "", "'\"\\$€£¥%(),[]")
 MOST_DIGITS = 100  # a float holds 308, a scale included
 DIGITS = re.compile(r"(?P<number>[+-]?\d+(?:\.\d+)?)|[+-]?\.\d+")
 PUBLISHED_NEGATIVE = re.compile(r"\([\d.\s]+\)")
-PUBLISHED_PERCENT = re.compile(r"[\d.\s]+%")
-NUMBER_AND_WORD = re.compile(r"[\d.]+\s?[a-zA-Z]+")
+# One character where the published program has several: the same is found, in linear time.
+PUBLISHED_PERCENT = re.compile(r"[\d.\s]%")
+NUMBER_AND_WORD = re.compile(r"[\d.]\s?[a-zA-Z]+")
 # Minus signs and dashes that stand for one in front of a number.
 MINUSES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
 CURRENCY = r"(?:(?:US|A|C|HK)?[$€£¥]|US\b|USD|EUR|GBP|RMB)?"
