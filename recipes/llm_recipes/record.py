@@ -80,7 +80,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """A record that an earlier run left; None if there is none that can be read."""
     try:
         record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -354,6 +354,7 @@ def test_large_numbers_can_be_read(tmp_path: Path, compare: Run) -> None:
     [
         (("evaluation", "tasks", "sums", "metrics", "acc", "value"), "0.5"),
         (("evaluation", "tasks", "sums", "metrics", "acc", "value"), 10**400),
+        (("evaluation", "tasks", "sums", "metrics", "acc", "high"), 1e308),
         (("evaluation", "tasks", "sums", "metrics", "acc", "kind"), []),
         (("evaluation", "tasks", "sums", "fewshot"), math.inf),
         (("status",), None),

@@ -25,6 +25,11 @@ from llm_recipes.record import read_record
 
 RECORD = "run.json"
 SCORES = "scores"
+HUGE = 1e300  # no result is: sums of such numbers overflow
+# What reading a file raises that holds something else.
+DAMAGED = (
+    ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError
+)  # fmt: skip
 # right: 1 or 0 an item. mean: a number an item. ratio: sum of first numbers / sum of second ones
 # (nats and bytes). aggregate: no number an item, such as BLEU: only value and stderr are known.
 Kind = Literal["right", "mean", "ratio", "aggregate"]
@@ -182,29 +187,49 @@ def _task(name: str, told: Mapping[str, Any], file: Path) -> Task:
         data = (file.parent / told["scores"]).read_bytes()
         if sha256(data).hexdigest() != told["scores_digest"]:
             raise ValueError("they are not those that were written")
-        return Task(
+        task = Task(
             name=name,
             version=str(told["version"]),
             fewshot=int(told["fewshot"]),
             conditions={str(k): str(v) for k, v in told["conditions"].items()},
             main=str(told["main"]),
-            metrics={key: _metric(values) for key, values in told["metrics"].items()},
+            metrics={key: Metric(**values) for key, values in told["metrics"].items()},
             items=tuple(_items(data.decode().splitlines())),
         )
+        _check(task)
+        return task
     except OSError as error:
         why = error.strerror or str(error)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+    except DAMAGED as error:
         why = str(error)
     what = f"the scores of {name} in {file.parent} can't be used"
     raise LLMError(what, why, "evaluate again, or copy the whole folder")
 
 
-def _metric(values: Mapping[str, Any]) -> Metric:
-    metric = Metric(**values)
-    float(metric.value + (metric.stderr or 0))  # numbers, and none that is too large
-    if metric.kind not in get_args(Kind):
-        raise ValueError(f"{metric.kind} is no kind of a metric")
-    return metric
+def _check(task: Task) -> None:
+    """Raise a ValueError if values are not of their kind: what others have written may not be."""
+    for name, metric in task.metrics.items():
+        known = (metric.stderr, metric.low, metric.high, metric.items)
+        if not (
+            metric.kind in get_args(Kind)
+            and isinstance(metric.higher_is_better, bool)
+            and (_is_number(metric.value) or metric.value != metric.value)
+            and all(value is None or _is_number(value) for value in known)
+        ):
+            raise ValueError(f"its metric {name} is {metric}")
+    for item in task.items:
+        texts = (item.id, item.doc, item.target, item.prompt, *item.groups, *item.groups.values())
+        shown = vars(item.shown).values() if item.shown else ()
+        if not (
+            all(isinstance(text, str) for text in (*texts, *shown))
+            and isinstance(item.cluster, str | None)
+        ):
+            raise ValueError(f"its item {item.id} has something else where texts are expected")
+
+
+def _is_number(value: object) -> bool:
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) < HUGE  # type: ignore[arg-type]
 
 
 def _line(item: Item) -> str:
@@ -220,6 +245,4 @@ def _items(lines: Iterable[str]) -> Iterable[Item]:
             key: (score[0], score[1]) if isinstance(score, list) else score
             for key, score in values.pop("scores").items()
         }
-        if not isinstance(values["id"], str):
-            raise ValueError(f"the id {values['id']} is no text")
         yield Item(**values, scores=scores, shown=None if shown is None else Shown(**shown))

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from llm_recipes.errors import LLMError, faults_of, raise_all
-from llm_recipes.evaluation.report.values import moment, number
-from llm_recipes.evaluation.run import Kind, Task, read_run
+from llm_recipes.evaluation.report.values import moment
+from llm_recipes.evaluation.run import Task, read_run
 from llm_recipes.record import SCHEMA
 
 RECIPE = "evaluate/report"
@@ -138,37 +138,7 @@ def read(file: Path) -> Run:
     run = Run(file.name, file, record)
     if not isinstance(record.get("evaluation"), dict):
         return run
-    try:
-        tasks = read_run(file).tasks
-        usable = all(map(is_usable, tasks.values()))
-    except (ArithmeticError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise LLMError(f"{file} can't be used", "its evaluation holds something else", FIX)
-    return replace(run, tasks=tasks)
-
-
-def is_usable(task: Task) -> bool:
-    """Whether all of a task's values are of their kind: what others have written may not be."""
-    metrics = all(
-        metric.kind in get_args(Kind)
-        and isinstance(metric.value, int | float)
-        and isinstance(metric.higher_is_better, bool)
-        and all(
-            value is None or number(value) is not None
-            for value in (metric.stderr, metric.low, metric.high, metric.items)
-        )
-        and (number(metric.value) is not None or metric.value != metric.value)
-        for metric in task.metrics.values()
-    )
-    items = all(
-        isinstance(item.id, str)
-        and isinstance(item.cluster, str | None)
-        and all(isinstance(text, str) for text in (*item.groups.values(), *item.groups))
-        and (item.shown is None or all(isinstance(v, str) for v in vars(item.shown).values()))
-        for item in task.items
-    )
-    return metrics and items
+    return replace(run, tasks=read_run(file).tasks)
 
 
 def read_object(file: Path) -> dict[str, Any]:
