@@ -33,6 +33,7 @@ from llm_recipes.evaluation.harness_options import (
     is_gguf,
     option_faults,
     split_names,
+    whole_path,
 )
 from llm_recipes.say import say
 
@@ -50,7 +51,7 @@ OPENING = (
 )
 # What no answer depends on: a folder of results is the same with others.
 FREE_TO_CHANGE = frozenset(
-    {"model", "adapter", "output", "overwrite", "include", "cache", "keep_answers", "device"}
+    {"model", "adapter", "output", "overwrite", "cache", "keep_answers", "device"}
     | {"shard", "trust_remote_code", "run_unsafe_code", "gpu_layers", "split", "shares", "threads"}
     | {"prompt_threads", "load_mode", "hosts", "task_data"}
 )
@@ -70,16 +71,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded model. lm: lm-eval's; answer: requests of a task; described: for the record; peaks:
-    the most memory that was in use so far.
+    """A loaded model. lm: lm-eval's; answer: requests of a task; engine: its name and version;
+    described: for the record; peaks: the most memory that was in use so far.
     """
 
     lm: Any
     answer: Callable[[str, list[Instance]], list[Any]]
+    engine: str
     described: dict[str, Any]
     metrics: dict[str, Any]
     device: str
-    peaks: Callable[[], dict[str, int]] = dict
+    peaks: Callable[[], dict[str, int]]
 
 
 def evaluate(
@@ -238,14 +240,18 @@ def check(settings: dict[str, Any], ranks: Ranks) -> Job:
 
 
 def made_with(job: Job) -> dict[str, Any]:
-    """All that results depend on, but the files of tasks and data, which are in the record."""
-    from llm_recipes.evaluation.evaluation_folder import file_digest
+    """All that results depend on, but the files of tasks and data, which are in the record.
+
+    Which files these are depends on the tasks that the folders of --include have.
+    """
+    from llm_recipes.evaluation.evaluation_folder import code_digest, file_digest
 
     chosen = {name: value for name, value in job.settings.items() if name not in FREE_TO_CHANGE}
     data = data_paths(job.settings["task_data"] or ())
     return {
         **chosen,
-        "tasks": sorted(split_names(job.settings["tasks"])),
+        "tasks": sorted(map(whole_path, split_names(job.settings["tasks"]))),
+        "include": [code_digest(path.expanduser()) for path in job.settings["include"] or ()],
         "task_data": {
             name: file_digest(path) or str(path.absolute()) for name, path in data.items()
         },
@@ -334,6 +340,7 @@ def answers_key(job: Job, opened: Opened) -> dict[str, Any]:
         "dtype": opened.described["dtype"],
         "window": opened.lm.max_length,
         "lm_eval": version("lm_eval"),
+        "engine": opened.engine,
         **{name: o[name] for name in names},
     }
 
@@ -341,16 +348,25 @@ def answers_key(job: Job, opened: Opened) -> dict[str, Any]:
 @contextmanager
 def opened_gguf(job: Job) -> Iterator[Opened]:
     """A GGUF file's model."""
+    import torch
+
+    from llm_recipes.device import peak_memory_bytes
+    from llm_recipes.gguf.engine import kernel_library
     from llm_recipes.gguf.harness_opening import open_lm
+    from llm_recipes.gguf.session import device_names
+    from llm_recipes.gguf.tuning import llama_version
 
     options = {name: job.settings[name] for name in OPENING}
     with open_lm(job.source, parallel=job.settings["batch_size"], **options) as lm:
+        lm.seed = job.settings["seed"] or 0
         described = {
             "path": str(job.source.path),
             "architecture": job.source.architecture,
             "parameters": lm.model.parameters,
             "dtype": job.source.file_type,
+            "bits_per_weight": job.source.bits_per_weight,
             "digest": job.digest,
+            "cpu_kernels": kernel_library(),
         }
         metrics = {
             "load_s": lm.model.load_s,
@@ -358,17 +374,14 @@ def opened_gguf(job: Job) -> Iterator[Opened]:
             "window_tokens": lm.max_length,
         }
         yield Opened(
-            lm, lambda kind, asked: getattr(lm, kind)(asked), described, metrics, gguf_devices()
+            lm,
+            lambda kind, asked: getattr(lm, kind)(asked),
+            f"llama.cpp {llama_version()}",
+            described,
+            metrics,
+            device_names(job.settings["gpu_layers"]),
+            peaks=lambda: peak_memory_bytes(torch.device("cpu")),
         )
-
-
-def gguf_devices() -> str:
-    """What computes: the GPUs, else the CPU."""
-    from llm_recipes.gguf.engine import devices, gpu_devices
-    from llm_recipes.gguf.hosts import connected_hosts
-
-    connected_hosts()
-    return ", ".join(device.description for device in gpu_devices() or devices())
 
 
 @contextmanager
@@ -417,7 +430,12 @@ def opened_transformers(job: Job) -> Iterator[Opened]:
         return answer_in_batches(lm, size, o["batch_size"], kind, asked)
 
     yield Opened(
-        *(lm, answer, described, metrics, devices.device_name(where)),
+        lm,
+        answer,
+        f"transformers {version('transformers')}",
+        described,
+        metrics,
+        devices.device_name(where),
         peaks=lambda: devices.peak_memory_bytes(where),
     )
 
@@ -480,7 +498,12 @@ def conclude(
     """Print lm-eval's tables; write results, samples, scores and the record."""
     from lm_eval.utils import make_table
 
-    from llm_recipes.evaluation.evaluation_folder import file_digests, new_evaluation
+    from llm_recipes.evaluation.evaluation_folder import (
+        check_output_free,
+        evaluated_already,
+        file_digests,
+        new_evaluation,
+    )
     from llm_recipes.evaluation.harness_files import plain, task_files, write_results
     from llm_recipes.evaluation.harness_scores import scored_tasks
     from llm_recipes.evaluation.run import write_tasks
@@ -508,6 +531,8 @@ def conclude(
     }
     if output is None:
         return
+    if not evaluated_already(output, record["made_with"]):  # another run may have ended meanwhile
+        check_output_free(output, RECIPE, record["made_with"], o["overwrite"])
     with new_evaluation(output, record) as staging:
         write_tasks(staging, scored, record)
         write_results(staging, results)

@@ -82,12 +82,13 @@ def no_room(new_tokens: int, length: int) -> LLMError:
     return LLMError(what, why, "raise --context, or lower the task's max_gen_toks")
 
 
-def read_generation(options: Mapping[str, Any], new_tokens: int) -> Generation:
+def read_generation(options: Mapping[str, Any], new_tokens: int, seed: int = 0) -> Generation:
     """A task's `generation_kwargs`; what isn't given is off, and without do_sample it is greedy.
 
     Args:
         options: As the task has them.
         new_tokens: Of an answer at most, if the task doesn't say.
+        seed: Of sampled answers, if the task doesn't say.
 
     Raises:
         LLMError, ExceptionGroup: Every option that isn't known here or whose value can't be meant.
@@ -122,7 +123,7 @@ def read_generation(options: Mapping[str, Any], new_tokens: int) -> Generation:
             top_p=float(numbers["top_p"]),
             top_k=int(numbers["top_k"]),
             repetition_penalty=float(numbers["repetition_penalty"]),
-            seed=int(options.get("seed") or 0),
+            seed=int(seed if options.get("seed") is None else options["seed"]),
         ),
     )
 

@@ -250,6 +250,9 @@ def _missing_leaves(
 
 def evaluation_fault(error: Exception) -> LLMError:
     """What to say of an error that lm-eval, or a task's own code, raised while it ran."""
+    if "larger than population" in str(error):  # random.sample's
+        what = "a task has fewer solved examples than are asked for"
+        return LLMError(what, fix="a smaller --num-fewshot")
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     fix = "look at the task's YAML file and its data"

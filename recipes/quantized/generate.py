@@ -118,9 +118,8 @@ def generate(
     plan = Plan(settings, file)
     if chat:
         return hold_chat(plan)
-    job = Job(
-        "quantized/generate", settings, made_with(plan), device_names(plan), partial(session, plan)
-    )
+    device = device_names(gpu_layers)
+    job = Job("quantized/generate", settings, made_with(plan), device, partial(session, plan))
     return answer_prompts(job, asked)
 
 

@@ -206,6 +206,12 @@ def test_nothing_to_do_other_settings_and_changed_data(
         run()
     assert "have changed" in fault.value.why
     assert "complete: 8 log-likelihoods\n" in run(overwrite=True)
+    # Another folder has another task of this name.
+    other = shutil.copytree(folder, tmp_path / "other")
+    form = (other / "complete.yaml").read_text()
+    (other / "complete.yaml").write_text(form.replace("version: ", "version: 9"))
+    with pytest.raises(LLMError, match="holds another evaluation"):
+        run(include=[other])
     (output / "mine.txt").write_text("notes")
     with pytest.raises(LLMError, match="has not made"):
         run(limit=1, overwrite=True)
@@ -430,6 +436,36 @@ def test_tasks_that_are_unknown_or_whose_data_are_not_here(
     run = read_run(tmp_path / "out")
     assert [len(run.tasks[name].items) for name in ("books", "sums")] == [2, 2]
     assert run.record["data"]["files"].keys() >= {str(tmp_path / "sums" / "data" / "1.jsonl")}
+
+
+def test_what_another_run_has_written_meanwhile_is_not_replaced(
+    evaluate: Evaluate,
+    model_folder: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, name = tmp_path / "out", "simple_evaluate"
+    options: dict[str, Any] = {"include": [tasks], "keep_answers": False}
+    original = evaluate.__globals__[name]
+
+    def beside(*arguments: Any) -> Any:
+        monkeypatch.setitem(evaluate.__globals__, name, original)
+        evaluate(str(model_folder), ["complete"], output, limit=2, **options)
+        return original(*arguments)
+
+    monkeypatch.setitem(evaluate.__globals__, name, beside)
+    with pytest.raises(LLMError, match="holds another evaluation"):
+        evaluate(str(model_folder), ["complete"], output, limit=3, **options)
+    assert len(read_run(output).tasks["complete"].items) == 2
+
+
+def test_a_closed_place_for_results_is_said_before_a_model_is_loaded(
+    evaluate: Evaluate, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # for root, all is open
+    [fault] = faults(evaluate, str(model_folder), ["no such task"], tmp_path / "a" / "b")
+    assert fault.what == f"cannot write {tmp_path / 'a' / 'b'}" and str(tmp_path) in fault.why
 
 
 def test_a_closed_place_for_answers_does_not_end_the_run(

@@ -207,6 +207,7 @@ def test_generation_options() -> None:
     found = read_generation({"until": "x", "temperature": 0.7, "top_p": 0.9}, 256)
     assert found.new_tokens == 256 and found.until == ("x",)
     assert (found.sampling.temperature, found.sampling.top_p) == (0.7, 0.9)
+    assert [read_generation(o, 9, 5).sampling.seed for o in ({}, {"seed": 0})] == [5, 0]
     found = read_generation({"temperature": 0.7, "do_sample": False, "until": ["", "a"]}, 9)
     assert found.sampling.temperature == 0 and found.until == ("a",)
     with pytest.raises(ExceptionGroup) as faults:

@@ -13,11 +13,13 @@ pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
 from llm_recipes.errors import LLMError
+from llm_recipes.evaluation.evaluation_folder import code_digest
 from llm_recipes.evaluation.harness_options import data_paths, split_names
 from llm_recipes.evaluation.harness_scores import _shown, scored_tasks
 from llm_recipes.evaluation.harness_transformers import answer_in_batches
 from llm_recipes.evaluation.kept_responses import KeptResponses
-from llm_recipes.evaluation.task_by_task import deal
+from llm_recipes.evaluation.task_by_task import TaskByTask, deal
+from llm_recipes.ranks import Ranks
 
 KEY = {"model": "a", "adapter": None, "dtype": "fp32", "window": 256, "lm_eval": "0.4.13"}
 RESPONSES = [(-0.1 - 0.2, True), (-float("inf"), False), (-1e-300, False)]
@@ -98,13 +100,20 @@ class FullMemory:
         self.fits = fits
         self.batch_size_per_gpu = 0
         self.max_length = 64
+        self.max_gen_toks = 16
+        self.fault: Exception | None = None
         self.tried: list[int] = []
 
     def loglikelihood(self, asked: list[Any], disable_tqdm: bool) -> list[str]:
         self.tried.append(self.batch_size_per_gpu)
+        if self.fault:
+            raise self.fault
         if self.batch_size_per_gpu > self.fits:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
         return [request.args[0] for request in asked]
+
+    def tok_encode(self, text: str) -> list[int]:
+        return [1] * len(text)
 
 
 def test_batches_are_halved_until_they_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +124,43 @@ def test_batches_are_halved_until_they_fit(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(LLMError, match="a single request"):
         answer_in_batches(FullMemory(0), None, 2, "loglikelihood", ASKED)  # type: ignore[arg-type]
     assert answer_in_batches(FullMemory(0), None, 2, "loglikelihood", []) == []  # type: ignore[arg-type]
+
+
+def test_continuations_that_cannot_be_scored_and_texts_that_are_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lm = FullMemory(12)
+    answer_in_batches(lm, None, 1, "loglikelihood", requests("a" * 63))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+    # One token more than the model sees, and the last one is only predicted.
+    answer_in_batches(lm, None, 1, "loglikelihood", requests("a" * 64))  # type: ignore[arg-type]
+    assert "up to 66 tokens are longer than the 65" in capsys.readouterr().err
+    lm.fault = AssertionError()
+    with pytest.raises(LLMError, match="can't score a continuation"):
+        answer_in_batches(lm, None, 1, "loglikelihood", ASKED)  # type: ignore[arg-type]
+
+
+def test_numbers_that_are_none_are_no_answers(tmp_path: Path) -> None:
+    """A model whose training has diverged would be right where the first choice is."""
+    kept = KeptResponses(tmp_path, KEY)
+    for answers in ([(math.nan, False)], [math.nan]):
+        lm = TaskByTask(None, lambda *_, found=answers: found, kept, Ranks(), {})
+        with pytest.raises(LLMError, match=r"log-likelihoods in task are no numbers"):
+            lm.loglikelihood(requests("a"))
+    assert not list(tmp_path.iterdir())
+    lm = TaskByTask(None, lambda *_: [(-math.inf, False)], kept, Ranks(), {})
+    assert lm.loglikelihood(requests("a")) == [(-math.inf, False)]
+
+
+def test_folders_of_tasks_by_what_is_in_them(tmp_path: Path) -> None:
+    found = set()
+    for name, text in (("a.yaml", "task: x"), ("a.yaml", "task: y"), ("deep/b.py", ""), ("c", "")):
+        file = tmp_path / "one" / name
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text(text)
+        found.add(code_digest(tmp_path / "one"))
+    assert len(found) == 3  # the last file is no task
+    assert code_digest((tmp_path / "one").rename(tmp_path / "two")) in found
 
 
 def test_names_files_and_data(tmp_path: Path) -> None:
@@ -146,7 +192,7 @@ def test_choices_that_are_shown() -> None:
     assert (found.gold, found.answer) == ("He is", "He is")
 
 
-def test_filters_and_metrics_that_are_no_means() -> None:
+def test_filters_and_metrics_that_are_no_means(capsys: pytest.CaptureFixture[str]) -> None:
     """Two filters of a task, a metric of pairs, a share, a value that is missing once."""
     samples = []
     for number, value in enumerate([1.0, 0.0, 1.0]):
@@ -198,6 +244,9 @@ def test_filters_and_metrics_that_are_no_means() -> None:
     assert not found.metrics["part,strict"].higher_is_better
     assert [item.id for item in found.items] == ["0", "1", "2"]
     assert "part,strict" not in found.items[2].scores  # the first sample has none
+    results["results"] = {"task": {"exact_match,strict": math.nan, "part,strict": "N/A"}}
+    assert scored_tasks(results, [task], lambda _: {}) == []
+    assert "task has no result that is a number" in capsys.readouterr().err
     assert found.items[0].scores["part,strict"] == 0.5
     shown = found.items[1].shown
     assert shown is not None

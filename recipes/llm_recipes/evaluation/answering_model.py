@@ -127,7 +127,7 @@ def _open_gguf(own: dict[str, Any]) -> AnsweringModel:
     batch = kept.pop("batch_size")
     path = Path(own["model"]).expanduser()
     plan = session.Plan({**kept, **FIXED_GGUF, "parallel": batch}, read_gguf(path))
-    return AnsweringModel(path.stem, plan, session.device_names(plan), session)
+    return AnsweringModel(path.stem, plan, session.device_names(own["gpu_layers"]), session)
 
 
 def _open_folder(own: dict[str, Any]) -> AnsweringModel:

@@ -9,6 +9,8 @@ An evaluation that was interrupted leaves only its record, which says so; result
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -16,11 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
+from llm_recipes.files import write_fault
 from llm_recipes.folders import new_folder
-from llm_recipes.made_folder import RECORD, check_output, folder_files, made_again
+from llm_recipes.made_folder import (
+    RECORD,
+    check_output,
+    existing_parent,
+    folder_files,
+    made_again,
+)
 from llm_recipes.record import read_record, write_record
 from llm_recipes.say import say
 
+CODE_SUFFIXES = (".yaml", ".yml", ".py")
 SHOWN = 60  # characters of a value in messages
 
 
@@ -62,6 +72,9 @@ def check_output_free(
         raise LLMError(f"{folder} holds another evaluation", why, fix)
     unfinished = ours and record.get("status") != "complete"
     check_output(folder, recipe, overwrite or unfinished)
+    above = existing_parent(folder.parent)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise write_fault(folder, PermissionError(errno.EACCES, f"{above} is closed to you"))
 
 
 @contextmanager
@@ -85,8 +98,10 @@ def record_unfinished(folder: Path, record: dict[str, Any], status: str) -> None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / RECORD, record, status)
-    except (LLMError, OSError) as fault:  # it must not hide what ended the run
-        say(str(fault))
+    except OSError as error:
+        say(f"no record of this run: {write_fault(folder, error)}")
+    except LLMError as fault:  # it must not hide what ended the run
+        say(f"no record of this run: {fault}")
 
 
 def file_digests(paths: Iterable[Path]) -> dict[str, str]:
@@ -105,6 +120,16 @@ def file_digest(path: Path) -> str:
     except OSError:
         return ""
     return digest.hexdigest()
+
+
+def code_digest(folder: Path) -> str:
+    """What a folder's tasks are made of: names and contents of its YAML and Python files."""
+    found = sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in CODE_SUFFIXES:
+            found.update(os.fsencode(path.relative_to(folder)) + b"\0")
+            found.update(file_digest(path).encode())
+    return found.hexdigest()
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -48,6 +48,9 @@ def option_faults(settings: Mapping[str, Any]) -> list[LLMError]:
         if isinstance(value, int) and value < 1:
             option = name.replace("_", "-")
             faults.append(LLMError(f"--{option} {value} is too small", fix="1 or more"))
+    if settings["seed"] is not None and not 0 <= settings["seed"] < 2**32:
+        what = f"--seed {settings['seed']} is out of range"
+        faults.append(LLMError(what, "NumPy takes 32 bits", "0 to 4294967295"))
     if settings["num_fewshot"] is not None and settings["num_fewshot"] < 0:
         what = f"--num-fewshot {settings['num_fewshot']} is negative"
         faults.append(LLMError(what, fix="0 or more"))
@@ -69,6 +72,12 @@ def split_names(tasks: Sequence[str]) -> list[str]:
     for text in tasks:
         names += [text] if os.path.isfile(os.path.expanduser(text)) else text.split(",")
     return [name.strip() for name in names if name.strip()]
+
+
+def whole_path(task: str) -> str:
+    """A task's name; of a file the path that means the same in every folder."""
+    path = os.path.expanduser(task)
+    return os.path.abspath(path) if os.path.isfile(path) else task
 
 
 def data_paths(task_data: Sequence[str]) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_recipes.evaluation.intervals import with_interval
 from llm_recipes.evaluation.run import Item, Kind, Metric, Score, Shown, Task, digest
+from llm_recipes.say import say
 
 # Which metric decides, if the task has it: the first of these.
 MAIN = ("acc", "exact_match", "em", "f1", "bits_per_byte")
@@ -35,7 +36,11 @@ def scored_tasks(
         tasks: lm-eval's tasks.
         conditions: Under which a task was run.
     """
-    return [_task(results, task, conditions(task)) for task in tasks]
+    found = [_task(results, task, conditions(task)) for task in tasks]
+    for task in found:
+        if not task.metrics:
+            say(f"warning: {task.name} has no result that is a number: it is left out of scores/")
+    return [task for task in found if task.metrics]
 
 
 def _task(results: Mapping[str, Any], task: Any, conditions: Mapping[str, str]) -> Task:
@@ -55,7 +60,7 @@ def _task(results: Mapping[str, Any], task: Any, conditions: Mapping[str, str]) 
         version=str(results["versions"].get(name)),
         fewshot=int(results["n-shot"].get(name) or 0),
         conditions=conditions,
-        main=next(known, None) or next(filtered, None) or next(iter(metrics)),
+        main=next(known, None) or next(filtered, None) or next(iter(metrics), ""),
         metrics=metrics,
         items=items,
     )

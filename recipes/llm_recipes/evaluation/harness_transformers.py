@@ -84,7 +84,7 @@ def answer_in_batches(
         requests: The task's.
 
     Raises:
-        LLMError: If a single row does not fit.
+        LLMError: If a single row does not fit, or a continuation can't be scored.
     """
     if not requests:
         return []
@@ -92,11 +92,20 @@ def answer_in_batches(
         wanted = new_tokens(lm, request)
         if wanted and wanted >= lm.max_length:
             raise no_room(wanted, lm.max_length)
-    rows = fitting_rows(lm, size, requests) if batch_size == "auto" else batch_size
+    longest = longest_tokens(lm, requests)
+    if kind != "loglikelihood_rolling":
+        say_cut(longest, lm.max_length + (kind == "loglikelihood"))  # its last one is predicted
+    fitting = min(longest, lm.max_length)
+    rows = fitting_rows(lm, size, fitting) if batch_size == "auto" else batch_size
     while True:
         lm.batch_size_per_gpu = rows
         try:
             return list(getattr(lm, kind)(requests, disable_tqdm=is_quiet()))
+        except AssertionError as error:  # lm-eval's, of a continuation's tokens
+            what = "the model can't score a continuation of a task"
+            why = f"it has no tokens, or more than the {lm.max_length} that the model sees"
+            fix = "raise --context as far as the model allows, or correct the task's choices"
+            raise LLMError(what, why, fix) from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -116,9 +125,15 @@ def is_quiet() -> bool:
     return not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
 
 
-def fitting_rows(lm: HarnessLM, size: ModelSize, requests: Sequence[Instance]) -> int:
-    """Rows of the longest request's length that fit into free memory: a power of two."""
-    tokens = longest_tokens(lm, requests)
+def say_cut(longest: int, room: int) -> None:
+    """Tell that requests lose their beginnings, which lm-eval does without a word."""
+    if longest > room and os.environ.get("RANK", "0") == "0":
+        what = f"requests of up to {longest:,} tokens are longer than the {room:,}"
+        say(f"warning: {what} that the model sees: their beginnings are left out")
+
+
+def fitting_rows(lm: HarnessLM, size: ModelSize, tokens: int) -> int:
+    """Rows of so many tokens that fit into free memory: a power of two."""
     width = lm.model.dtype.itemsize
     a_row = tokens * (
         size.kv_bytes_per_token + size.hidden_size * width * STATES_A_TOKEN
@@ -129,14 +144,14 @@ def fitting_rows(lm: HarnessLM, size: ModelSize, requests: Sequence[Instance]) -
 
 
 def longest_tokens(lm: HarnessLM, requests: Sequence[Instance]) -> int:
-    """Tokens of the longest request with its answer, as the model sees it."""
+    """Tokens of the longest request with its answer, more than the model sees among them."""
     longest = sorted(requests, key=text_length)[-LONGEST_LOOKED_AT:]
     tokens = 1
     for request in longest:
         texts = [text for text in request.args if isinstance(text, str)]
         found = len(lm.tok_encode("".join(texts)))
         tokens = max(tokens, found + new_tokens(lm, request))
-    return min(tokens, lm.max_length)
+    return tokens
 
 
 def new_tokens(lm: HarnessLM, request: Instance) -> int:

@@ -20,6 +20,7 @@ from llm_recipes.cli import Terminated
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation import predictions, tatqa_scores, text_scores
 from llm_recipes.evaluation.asking import Answered
+from llm_recipes.evaluation.evaluation_folder import record_unfinished
 from llm_recipes.evaluation.judging import count_faults
 from llm_recipes.evaluation.questions import Question, Questions
 from llm_recipes.evaluation.run import RECORD, digest, read_run, write_tasks
@@ -102,16 +103,7 @@ def begun(
         raise
     finally:
         if status != "complete":
-            _record_unfinished(folder, record, status)
-
-
-def _record_unfinished(folder: Path, record: dict[str, Any], status: str) -> None:
-    if (read_record(folder / RECORD) or {}).get("status") == "complete":
-        return
-    try:
-        write_record(folder / RECORD, record, status)
-    except LLMError as fault:  # it must not hide what ended the run
-        say(str(fault))
+            record_unfinished(folder, record, status)
 
 
 def finish(folder: Path, record: dict[str, Any], found: Questions, answered: Answered) -> str:

@@ -10,6 +10,7 @@ every task, all get all answers, and lm-eval computes what it would of a single 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ class TaskByTask(LM):
         ranks.say(f"{task}: {count}")
         self.requests += len(asked)
         mine = deal(asked, ranks.count)[ranks.index]
-        part = ranks.together(lambda: self._answer(kind, [asked[place] for place in mine]))
+        part = ranks.together(lambda: self._answered(task, kind, [asked[n] for n in mine]))
         found: list[Any] = [None] * len(asked)
         for places, answers in ranks.of_all((mine, part)):
             for place, answer in zip(places, answers, strict=True):
@@ -131,6 +132,16 @@ class TaskByTask(LM):
         if ranks.is_first:
             self._keep(named, kind, asked, found)
         return found
+
+    def _answered(self, task: str, kind: str, asked: list[Instance]) -> list[Any]:
+        answers = self._answer(kind, asked)
+        for answer in answers:
+            number = answer[0] if isinstance(answer, tuple) else answer
+            if isinstance(number, float) and math.isnan(number):
+                what = f"the model's log-likelihoods in {task} are no numbers (NaN)"
+                why = "its weights are damaged, its training has diverged, or the precision is low"
+                raise LLMError(what, why, "--dtype fp32; or look at the loss of its training")
+        return answers
 
     def _keep(self, named: str, kind: str, asked: Sequence[Instance], found: list[Any]) -> None:
         try:

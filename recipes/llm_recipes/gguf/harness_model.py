@@ -56,8 +56,11 @@ Message = dict[str, str]
 class GgufLM(TemplateLM):
     """A loaded model as lm-eval wants it; several requests run side by side.
 
-    tokenizer: the model's. max_length: tokens that it sees at once.
+    tokenizer: the model's. max_length: tokens that it sees at once. seed: of sampled answers, where
+    the task doesn't say.
     """
+
+    seed = 0
 
     def __init__(
         self,
@@ -240,7 +243,8 @@ class GgufLM(TemplateLM):
         answers = [""] * len(requests)
         with Progress("lm-eval", len(requests), "answers") as progress:
             for indices in groups.values():
-                wanted = read_generation(requests[indices[0]].args[1], self.max_gen_toks)
+                options = requests[indices[0]].args[1]
+                wanted = read_generation(options, self.max_gen_toks, self.seed)
                 prompts = self._prompts(requests, indices, wanted)
                 for completion_ids, index in self._complete(prompts, wanted):
                     answers[index] = self._text(completion_ids, wanted)

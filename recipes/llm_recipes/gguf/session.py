@@ -1,7 +1,8 @@
 """What a GGUF model needs to answer prompts by llama.cpp: from options to a session.
 
     plan = Plan(settings, read_gguf(Path("model-Q4_K_M.gguf")))
-    Job("quantized/generate", settings, made_with(plan), device_names(plan), partial(session, plan))
+    device = device_names(settings["gpu_layers"])
+    Job("quantized/generate", settings, made_with(plan), device, partial(session, plan))
 
 settings: the options of quantized/generate.py by name.
 """
@@ -49,21 +50,21 @@ def made_with(plan: Plan) -> dict[str, Any]:
     return {**chosen, "model": gguf_digest(plan.file)}
 
 
-def device_names(plan: Plan) -> str:
+def device_names(gpu_layers: int | str) -> str:
     """What computes: GPUs and other hosts, else the CPU."""
     from llm_recipes.gguf.engine import devices
     from llm_recipes.gguf.hosts import connected_hosts
 
     connected_hosts()
-    used = gpus_of(plan) or [device for device in devices() if device.kind == "cpu"]
+    used = gpus_of(gpu_layers) or [device for device in devices() if device.kind == "cpu"]
     return ", ".join(device.description for device in used)
 
 
-def gpus_of(plan: Plan) -> list[Device]:
+def gpus_of(gpu_layers: int | str) -> list[Device]:
     """GPUs and other hosts' devices that get layers, as far as that is known beforehand."""
     from llm_recipes.gguf.engine import gpu_devices
 
-    return gpu_devices() if plan.settings["gpu_layers"] != 0 else []
+    return gpu_devices() if gpu_layers != 0 else []
 
 
 @contextlib.contextmanager
@@ -158,7 +159,7 @@ def peak_of(plan: Plan) -> Any:
 
     from llm_recipes.device import DTYPES, Peak, choose_device, data_sheet, measure_peak
 
-    gpus = gpus_of(plan)
+    gpus = gpus_of(plan.settings["gpu_layers"])
     if plan.settings["measure_peak"] and not gpus:
         return measure_peak(torch.device("cpu"), torch.float32)
     if plan.settings["measure_peak"] and torch.cuda.is_available() and len(gpus) == 1:
