@@ -644,6 +644,23 @@ def adapter(model_folder: Path, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "adapter"
 
 
+def test_bad_contexts_and_odd_types_beside_good_ones(
+    tatqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = json.loads(tatqa.read_text())[0]
+    good["questions"][0]["answer_type"] = {"of": 1}
+    bad = {**good, "table": None}  # with questions of the same ids
+    tatqa.write_text(json.dumps([bad, good]))
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({"a1": ["1,496.5", "million"]}))
+    options = ("--data", tatqa, "--format", "tatqa", "--skip-bad", "--predictions", given)
+    assert run(*options, "--output", tmp_path / "out") == 0
+    assert [
+        item.scores["exact_match"] for item in read_run(tmp_path / "out").tasks["tatqa"].items
+    ] == [1.0, 0.0, 0.0]
+    assert "{'of': 1}" in capsys.readouterr().out
+
+
 def test_an_adapter_finds_its_base(
     adapter: Path, model_folder: Path, sums: Path, tmp_path: Path
 ) -> None:

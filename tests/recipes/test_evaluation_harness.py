@@ -244,6 +244,10 @@ def test_filters_and_metrics_that_are_no_means(capsys: pytest.CaptureFixture[str
     assert not found.metrics["part,strict"].higher_is_better
     assert [item.id for item in found.items] == ["0", "1", "2"]
     assert "part,strict" not in found.items[2].scores  # the first sample has none
+    for sample in samples:
+        sample["filtered_resps"] = []  # of a form that can't be shown
+    [unseen] = scored_tasks(results, [task], lambda _: {"scorer": "x"})
+    assert unseen.metrics == found.metrics and not any(item.shown for item in unseen.items)
     results["results"] = {"task": {"exact_match,strict": math.nan, "part,strict": "N/A"}}
     assert scored_tasks(results, [task], lambda _: {}) == []
     assert "task has no result that is a number" in capsys.readouterr().err

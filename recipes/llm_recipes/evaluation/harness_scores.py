@@ -146,7 +146,7 @@ def _items(
                 },
                 cluster=digest(str(doc[cluster])) if cluster in doc else None,
                 groups={name: str(doc[name]) for name in groups if name in doc},
-                shown=_shown(task, sample),
+                shown=_for_people(task, sample),
             )
         )
     return items
@@ -156,6 +156,14 @@ def _score(value: Any, kind: Kind) -> Score:
     if kind == "ratio":  # lm-eval's log-likelihood in nats, and bytes: bits and bytes
         return (-float(value[0]) / math.log(2), float(value[1]))
     return float(value)
+
+
+def _for_people(task: Any, sample: Mapping[str, Any]) -> Shown | None:
+    """What `_shown` finds, if the task has the form that it expects: the results don't need it."""
+    try:
+        return _shown(task, sample)
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def _shown(task: Any, sample: Mapping[str, Any]) -> Shown | None:

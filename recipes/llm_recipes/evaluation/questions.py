@@ -144,12 +144,12 @@ def _tatqa(
     contexts: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for row in rows:
         if not isinstance(row, LLMError) and isinstance(row.values.get("questions"), list):
-            for asked in row.values["questions"]:
-                if isinstance(asked, dict):  # the first of each id, as the examples are
-                    contexts.setdefault(str(asked.get("uid")), (row.values, asked))
+            for number, asked in enumerate(row.values["questions"], start=1):
+                if isinstance(asked, dict):
+                    contexts[f"{row.where}, question {number}"] = (row.values, asked)
     _check_columns(group_by, {key: None for _, asked in contexts.values() for key in asked}, path)
     for example in examples:
-        values, asked = contexts[example.id]
+        values, asked = contexts[example.where]
         gold = gold_of(asked) if "answer" in asked else None
         groups = {"answer_type": "", "answer_from": ""} if gold is None else {
             "answer_type": gold.answer_type,

@@ -61,8 +61,8 @@ WRONG = Score(0.0, 0.0, 0.0)
 
 def gold_of(question: Mapping[str, Any]) -> Gold:
     """The gold answer of a question as TAT-QA's files hold it."""
-    scale, source = question.get("scale") or "", question.get("answer_from") or ""
-    return Gold(question["answer"], scale, question.get("answer_type") or "span", source)
+    kind, source = question.get("answer_type") or "span", question.get("answer_from") or ""
+    return Gold(question["answer"], question.get("scale") or "", str(kind), str(source))
 
 
 def score(gold: Gold, answer: object, scale: str | None) -> Score:
