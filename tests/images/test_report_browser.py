@@ -32,6 +32,7 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MISSING = "no Chromium and its driver; as root: sh tests/images/packages.sh"
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason=MISSING)
 PHONE, DESKTOP = 390, 1280
+PAPER = 688  # A4 without the margins of report.css
 SMALLEST = 11  # pixels of a table's text on a phone
 
 
@@ -237,6 +238,14 @@ def test_it_prints_on_several_pages_with_all_that_is_folded(page: Page, tmp_path
     )
     assert folded and min(folded) > 0
     assert page.ask("return getComputedStyle(document.body).color") == "rgb(27, 31, 36)"
+    size = {"width": PAPER, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    page.tell("Emulation.setDeviceMetricsOverride", size)
+    cut = page.ask(
+        "return [...document.querySelectorAll('table')].filter("
+        "table => table.offsetWidth > table.closest('.scroll').clientWidth"
+        ").map(table => table.caption.textContent)"
+    )
+    assert cut == []
 
 
 PIXELS = """

@@ -190,7 +190,7 @@ def test_training_speed_and_quantization_say_what_the_records_say(texts: tuple[s
     # a merged model has its base's metrics.jsonl, and was not trained itself
     assert "merged" not in section(text, "Training")
     assert page.count('<svg height="240"') == 6  # 2 losses, 2 rates, 2 trade-offs
-    assert "Loss over the steps" in page and "lora, held out" in page
+    assert "Loss of 2 runs over the steps" in page and "lora, held out" in page
 
 
 def test_summary_has_the_verdicts_and_what_did_not_end(
@@ -201,8 +201,12 @@ def test_summary_has_the_verdicts_and_what_did_not_end(
     metrics = json.loads((folder / "comparison" / "run.json").read_text())["metrics"]
     sentences = [c["sentence"] for c in metrics["comparisons"] if c["is_main"]]
     assert len(sentences) == 6
-    for sentence in sentences:
-        assert sentence in summary
+    for sentence in sentences:  # the test and the number of items are in the table
+        told, p, rest = sentence.partition(", p ")
+        assert p and told in summary
+        assert (" would often go unnoticed here" in rest) == ("no detectable" in told)
+    assert "McNemar" not in summary and "sign-flip" not in summary
+    assert summary.count("a true difference below") == summary.count("no detectable difference")
     assert "▲ base+lora is better than base in tatqa_dev: exact_match 40.00 % -> 60.00 %" in summary
     assert summary.index("▲") < summary.index("= no detectable difference between base+full")
     assert "✗ failed: base+full in tatqa_dev: not shown to be non-inferior" in summary
@@ -213,7 +217,8 @@ def test_summary_has_the_verdicts_and_what_did_not_end(
     first = metrics["comparisons"][0]
     for value in (first["difference"], first["low"], first["high"]):
         assert f"{100 * value:+.2f}" in compared
-    assert f"| {100 * first['detectable']:.2f} | 180 in 30 clusters |" in compared
+    assert compared.rstrip(" |").endswith(f"| {100 * first['detectable']:.2f}")
+    assert "- 180 items in 30 clusters; sign-flip test, exact, by cluster" in text  # of all rows
     assert text.count("p is corrected for 6 tests (Holm)") == 1
 
 
@@ -504,7 +509,7 @@ def test_a_damaged_record_among_others_is_left_out_and_said(
 def test_a_record_with_anything_in_it_is_shown(folder: Path, tmp_path: Path) -> None:
     """Every value of every record in turn is something else: it is shown, or refused."""
     rng = random.Random(0)
-    others = [None, "x", -1, [1, "a", {}], {"a": {"b": []}}, float("nan"), 10**400, True, ""]
+    others: list[object] = [None, "x", -1, [1, "a", {}], {"a": {"b": []}}, float("nan"), 10**400, True, ""]
     left_out = {"answers", "base+lora", "base+full", "full"}
     tried = 0
     for source in sorted(folder.rglob("*.json*")):

@@ -90,15 +90,15 @@ def word(comparison: Comparison, level: float) -> Word:
     return "better" if gained == comparison.higher_is_better else "worse"
 
 
-def sentence(comparison: Comparison, level: float, tests: int) -> str:
+def sentence(comparison: Comparison, level: float, tests: int | None) -> str:
     """A comparison in words.
 
     Args:
         comparison: With its verdict.
         level: Of the tests and intervals.
-        tests: So many were corrected for.
+        tests: So many were corrected for; None: a shorter one, for where a table has the rest.
     """
-    c = comparison
+    c, is_short = comparison, tests is None
     heads = {
         "better": f"{c.other} is better than {c.reference} in {c.task}",
         "worse": f"{c.other} is worse than {c.reference} in {c.task}",
@@ -111,14 +111,15 @@ def sentence(comparison: Comparison, level: float, tests: int) -> str:
     if c.low is not None:
         told += f" ({POINTS * (1 - level):g} % interval {interval(c)})"
     parts = [told]
-    if c.p_corrected is not None:
+    if c.p_corrected is not None and tests is not None:
         correction = f", corrected for {tests} tests" if tests > 1 else ""
         parts.append(f"p {chance(c.p_corrected)} ({c.how}{correction})")
-    parts.append(counted(c))
-    return f"{heads[c.verdict or 'not tested']}: {', '.join(parts)}{_afterthought(c, level)}"
+    parts += [] if is_short else [counted(c)]
+    told = f"{heads[c.verdict or 'not tested']}: {', '.join(parts)}"
+    return told + _afterthought(c, level, is_short)
 
 
-def _afterthought(c: Comparison, level: float) -> str:
+def _afterthought(c: Comparison, level: float, is_short: bool) -> str:
     told = []
     if c.verdict == "no detectable difference":
         if c.detectable is None and c.p is not None:
@@ -135,7 +136,7 @@ def _afterthought(c: Comparison, level: float) -> str:
                 " not enough for a claim"
             )
     elif c.verdict != "not tested":
-        if c.detectable is not None:
+        if c.detectable is not None and not is_short:
             least = amount(c, c.detectable)
             told.append(f"differences of {least} or more are found in 4 of 5 cases")
         if c.low is not None and c.high is not None and c.low <= 0 <= c.high:

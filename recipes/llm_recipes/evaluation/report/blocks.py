@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 # Said by a sign and a word, and by colour only besides.
 Tone = Literal["", "good", "bad", "unsure"]
-WIDTHS = ((48, "long"), (16, "wide"))  # characters of cells that want room
+WIDTHS = ((48, "long"), (14, "wide"))  # characters of cells that want room
 
 
 @dataclass(frozen=True)

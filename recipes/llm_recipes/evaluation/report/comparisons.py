@@ -7,6 +7,7 @@ What compare.py has found is shown as it says it: nothing is calculated again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -23,6 +24,7 @@ from llm_recipes.evaluation.verdict import (
     change,
     counted,
     interval,
+    sentence,
     signed,
     value,
 )
@@ -33,6 +35,8 @@ SENTENCE = 2000  # characters
 TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
 SIGNS = {"better": "▲", "worse": "▼", "no detectable difference": "="}
 MINUS = str.maketrans("-", "−")
+DRAWS = re.compile(r"[\d,]+ draws")
+ITEMS, TEST, NOTE = 9, 10, 11  # columns of a task's table
 
 
 def comparisons(runs: Sequence[Run]) -> Section | None:
@@ -51,7 +55,7 @@ def verdicts(runs: Sequence[Run]) -> list[Line]:
         if run.recipe != RECIPE:
             continue
         for entry in entries_of(run, "comparisons"):
-            text, verdict = words(entry.get("sentence"), SENTENCE), entry.get("verdict")
+            text, verdict = brief(entry, level_of(run)), entry.get("verdict")
             if entry.get("is_main") is True and text:
                 found = verdict if isinstance(verdict, str) else ""
                 lines.append(Line(text, TONES.get(found, "unsure"), SIGNS.get(found, "?")))
@@ -60,6 +64,14 @@ def verdicts(runs: Sequence[Run]) -> list[Line]:
             text = f"{'passed' if passed else 'failed'}: {words(entry.get('sentence'), SENTENCE)}"
             margins.append(Line(text, "good" if passed else "bad", "✓" if passed else "✗"))
     return sorted(lines, key=lambda line: line.sign not in ("▲", "▼")) + margins
+
+
+def brief(entry: Mapping[str, Any], level: float) -> str:
+    """A comparison in a short sentence; as its record has it, if that is of another version."""
+    try:
+        return sentence(_comparison(entry), level, None)
+    except (TypeError, ValueError, KeyError):
+        return words(entry.get("sentence"), SENTENCE)
 
 
 def entries_of(run: Run, name: str) -> list[dict[str, Any]]:
@@ -105,13 +117,19 @@ def main_table(
                 Cell(p, number=True),
                 Cell(effect(c), number=True),
                 Cell(_alone(amount(c, c.detectable)) if c.detectable else "–", number=True),
-                Cell(counted(c).replace(" items", ""), number=True),
-                Cell(c.how or "–"),
+                Cell(counted(c)),
+                Cell(DRAWS.sub("drawn", c.how) or "–"),
                 Cell(c.note or "–"),
             )
         )
     points = ", points" if entries[0].is_share else ""
-    shown_columns = [n for n in range(12) if n < 10 or any(row[n].text != "–" for row in rows)]
+    shown_columns = list(range(len(rows[0])))
+    alike = []
+    for n in (ITEMS, TEST, NOTE):  # what is the same for all is said once, below
+        texts = {row[n].text for row in rows}
+        if len(texts) == 1:
+            shown_columns.remove(n)
+            alike += [text for text in texts if text != "–"]
     head = (
         "runs",
         "verdict",
@@ -131,7 +149,7 @@ def main_table(
         f"{title}, {arrow}",
         tuple(head[n] for n in shown_columns),
         tuple(tuple(row[n] for n in shown_columns) for row in rows),
-        tuple(notes),
+        (*(["; ".join(alike)] if alike else []), *notes),
         whiskers(entries),
     )
 
@@ -173,7 +191,7 @@ def notes_of(run: Run) -> list[str]:
     notes = [
         "effect size: of right and wrong answers, items gained : items lost; of others, the mean"
         " difference in standard deviations",
-        "could be detected: the smallest true difference that these items would show, usually",
+        "could be detected: the smallest true difference that is found in 4 of 5 cases",
     ]
     if tests > 1:
         notes.insert(0, f"p is corrected for {figure(tests)} tests (Holm)")
@@ -184,14 +202,9 @@ def notes_of(run: Run) -> list[str]:
 
 
 def effect(c: Comparison) -> str:
-    """Odds of gained to lost items with their interval, or the standardised difference."""
+    """Items gained and lost, or the standardised difference."""
     if c.gained is not None and c.lost is not None:
-        text = f"{c.gained} : {c.lost}"
-        if c.odds is not None:
-            text += f" = {figure(c.odds)}"
-        if c.odds_low is not None and c.odds_high is not None:
-            text += f" ({figure(c.odds_low)} to {figure(c.odds_high)})"
-        return text
+        return f"{c.gained:,} : {c.lost:,}"
     return figure(c.effect)
 
 
@@ -243,5 +256,5 @@ def _alone(amount_: str) -> str:
 
 
 def shown(text: str) -> str:
-    """With a real minus sign."""
-    return text.translate(MINUS)
+    """With a real minus sign, and no line's end in front of a unit."""
+    return text.translate(MINUS).replace(" %", "\xa0%")

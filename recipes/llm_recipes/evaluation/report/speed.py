@@ -151,7 +151,8 @@ def device_of(run: Run) -> str:
         return f"{len(gpus)} × {', '.join(kinds)}" if len(gpus) > 1 else kinds[0]
     device = words(at(run.record, "host", "device") or run.record.get("device"))
     cpus = at(run.record, "host", "cpus")
-    return ", ".join(part for part in (device, f"{cpus} CPUs" if cpus else "") if part)
+    count = f"{cpus} CPU{'' if cpus == 1 else 's'}" if cpus else ""
+    return ", ".join(part for part in (device, count) if part)
 
 
 def _rows(value: Any) -> list[dict[str, Any]]:

@@ -110,7 +110,8 @@ def losses(found: Sequence[Trained]) -> Picture | None:
         return None
     alt = f"Training loss over steps: {'; '.join(told)}"
     drawing = chart(curves, "step", "loss, nats a token", alt)
-    return Picture("Loss over the steps", drawing, legend(curves))
+    runs = [t.run.name for t in found if t.points("loss") or t.points("held_out_loss")]
+    return Picture(_caption("Loss", runs), drawing, legend(curves))
 
 
 def rates(found: Sequence[Trained]) -> Picture | None:
@@ -124,9 +125,14 @@ def rates(found: Sequence[Trained]) -> Picture | None:
         return None
     highest = [f"{c.name} at most {figure(max(y for _, y in c.points))}" for c in curves]
     alt = f"Learning rate over steps: {'; '.join(highest)}"
-    return Picture(
-        "Learning rate over the steps", chart(curves, "step", "learning rate", alt), legend(curves)
-    )
+    drawing = chart(curves, "step", "learning rate", alt)
+    caption = _caption("Learning rate", [c.name for c in curves])
+    return Picture(caption, drawing, legend(curves))
+
+
+def _caption(what: str, runs: Sequence[str]) -> str:
+    """Whose picture it is: there may be several."""
+    return f"{what} of {runs[0] if len(runs) == 1 else f'{len(runs)} runs'} over the steps"
 
 
 def _end(points: Sequence[tuple[float, float]], index: int) -> float | None:
