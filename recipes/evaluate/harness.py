@@ -351,23 +351,13 @@ def opened_gguf(job: Job) -> Iterator[Opened]:
     import torch
 
     from llm_recipes.device import peak_memory_bytes
-    from llm_recipes.gguf.engine import kernel_library
     from llm_recipes.gguf.harness_opening import open_lm
-    from llm_recipes.gguf.session import device_names
+    from llm_recipes.gguf.session import describe_model, device_names
     from llm_recipes.gguf.tuning import llama_version
 
     options = {name: job.settings[name] for name in OPENING}
     with open_lm(job.source, parallel=job.settings["batch_size"], **options) as lm:
         lm.seed = job.settings["seed"] or 0
-        described = {
-            "path": str(job.source.path),
-            "architecture": job.source.architecture,
-            "parameters": lm.model.parameters,
-            "dtype": job.source.file_type,
-            "bits_per_weight": job.source.bits_per_weight,
-            "digest": job.digest,
-            "cpu_kernels": kernel_library(),
-        }
         metrics = {
             "load_s": lm.model.load_s,
             "parallel": lm.settings.sequences,
@@ -377,7 +367,7 @@ def opened_gguf(job: Job) -> Iterator[Opened]:
             lm,
             lambda kind, asked: getattr(lm, kind)(asked),
             f"llama.cpp {llama_version()}",
-            described,
+            describe_model(lm.model),
             metrics,
             device_names(job.settings["gpu_layers"]),
             peaks=lambda: peak_memory_bytes(torch.device("cpu")),

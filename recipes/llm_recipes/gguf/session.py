@@ -106,7 +106,7 @@ def session(plan: Plan, asked: Sequence[Prompt], missing: Sequence[Key]) -> Iter
             decoder,
             lambda: decoder.complete(ordered),
             metrics,
-            lambda: describe_model(plan, model),
+            lambda: describe_model(model),
             describe,
         )
 
@@ -185,17 +185,17 @@ def placement_metrics(
     }
 
 
-def describe_model(plan: Plan, model: GgufModel) -> dict[str, Any]:
+def describe_model(model: GgufModel) -> dict[str, Any]:
     """The run record's part about the model."""
     from llm_recipes.gguf.engine import kernel_library
     from llm_recipes.gguf.file import gguf_digest
 
     return {
-        "path": str(plan.file.path),
-        "architecture": plan.file.architecture,
+        "path": str(model.file.path),
+        "architecture": model.file.architecture,
         "parameters": model.parameters,
-        "dtype": plan.file.file_type,
-        "bits_per_weight": plan.file.bits_per_weight,
-        "digest": gguf_digest(plan.file),
+        "dtype": model.file.file_type,
+        "bits_per_weight": model.file.bits_per_weight,
+        "digest": gguf_digest(model.file),
         "cpu_kernels": kernel_library(),
     }
