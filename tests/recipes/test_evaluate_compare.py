@@ -459,7 +459,10 @@ def test_few_items_and_no_variance(tmp_path: Path, compare: Run) -> None:
     kinds: dict[str, Kind] = {"f1": "mean"}
     flat = write(tmp_path / "flat", task_of({"f1": [0.25] * 50}, kinds=kinds))
     also = write(tmp_path / "also", task_of({"f1": [0.25] * 50}, kinds=kinds))
-    assert "no detectable difference" in compare("--run", flat, "--run", also).stdout
+    same = compare("--run", flat, "--run", also).stdout
+    assert "no detectable difference between also and flat" in same
+    assert "all scores are the same, which tells nothing" in same
+    assert "0.00 points would" not in same
     single = write(tmp_path / "single", task_of({"f1": [0.25]}, kinds=kinds))
     other = write(tmp_path / "other", task_of({"f1": [0.5]}, kinds=kinds))
     assert "so few independent items" in compare("--run", single, "--run", other).stdout

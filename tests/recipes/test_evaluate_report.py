@@ -509,7 +509,7 @@ def test_a_damaged_record_among_others_is_left_out_and_said(
 def test_a_record_with_anything_in_it_is_shown(folder: Path, tmp_path: Path) -> None:
     """Every value of every record in turn is something else: it is shown, or refused."""
     rng = random.Random(0)
-    others: list[object] = [None, "x", -1, [1, "a", {}], {"a": {"b": []}}, float("nan"), 10**400, True, ""]
+    others = [None, "x", -1, [1, "a", {}], {"a": {"b": []}}, float("nan"), 10**400, True, ""]
     left_out = {"answers", "base+lora", "base+full", "full"}
     tried = 0
     for source in sorted(folder.rglob("*.json*")):

@@ -31,14 +31,15 @@ def detectable(spread: Spread, level: float, power: float = POWER) -> float | No
         power: The probability.
 
     Returns:
-        In the metric's unit; None if not even the largest difference would be found: too few items.
+        In the metric's unit; None if not even the largest difference would be found: too few items,
+        or if all numbers are the same, which tells nothing of others.
     """
     if spread.variance is not None:
         return detectable_share(spread.variance, round(spread.units), level, power)
     rare = detectable_share(0.0, round(spread.units), level, power)
     if rare is None:
         return None
-    return max(rare * spread.typical, _from_error(spread, level, power))
+    return max(rare * spread.typical, _from_error(spread, level, power)) or None
 
 
 def detectable_from_errors(errors: tuple[float, float], level: float) -> float:

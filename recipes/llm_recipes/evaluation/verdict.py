@@ -123,7 +123,12 @@ def _afterthought(c: Comparison, level: float, is_short: bool) -> str:
     told = []
     if c.verdict == "no detectable difference":
         if c.detectable is None and c.p is not None:
-            told.append("so few independent items can't show any difference")
+            same = c.units > 1 and c.low is None
+            told.append(
+                "all scores are the same, which tells nothing of what could be detected"
+                if same
+                else "so few independent items can't show any difference"
+            )
         elif c.detectable is not None:
             told.append(
                 f"a true difference below {amount(c, c.detectable)} would often go unnoticed here"
