@@ -408,6 +408,18 @@ def test_html_is_whole_accessible_and_needs_nothing_else(texts: tuple[str, str])
     assert all(after <= before + 1 for before, after in itertools.pairwise(headings))
 
 
+def test_a_report_is_no_part_of_a_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    assert report_here("--run", folder / "base", "--output", first) == 0
+    assert report_here("--run", first, "--output", tmp_path / "second") == 2
+    assert "there is nothing to report" in capsys.readouterr().err
+    options = ("--run", folder / "base", "--run", first, "--output", tmp_path / "second")
+    assert report_here(*options) == 0
+    assert f"left out: {first / 'run.json'}: it is of a report" in capsys.readouterr().err
+
+
 def test_links_are_relative_and_lead_to_files(folder: Path) -> None:
     output = folder.parent / "out" / "deeper: #1?"
     assert report_here("--run", folder, "--output", output) == 0

@@ -77,9 +77,10 @@ def collect(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         runs += sorted((run for run in below if run.recipe != RECIPE), key=_by_start)
         notes += [f"{fault.what}: {fault.why}" for fault in unusable]
     raise_all(faults)
-    once = list({os.path.realpath(run.file): run for run in runs}.values())
+    notes += [f"{run.file}: it is of a report" for run in runs if run.recipe == RECIPE]
+    once = list({os.path.realpath(r.file): r for r in runs if r.recipe != RECIPE}.values())
     if not once:
-        raise LLMError("there is nothing to report", "the folder holds reports only", FIX)
+        raise LLMError("there is nothing to report", "reports are no part of reports", FIX)
     return named(once), notes
 
 

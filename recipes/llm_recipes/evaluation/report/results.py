@@ -108,7 +108,7 @@ def task_table(name: str, found: Sequence[Found]) -> Table:
         for metric in metrics:
             text = value_text(f.task.metrics.get(metric), units[metric])
             cells.append(Cell(text, number=True))
-        cells.append(Cell(words(len(f.task.items) or _items(f.main)), number=True))
+        cells.append(Cell(figure(len(f.task.items) or _items(f.main)), number=True))
         rows.append(tuple(cells))
     head = ("run", *(_arrow(metric, found) for metric in metrics), "items")
     return Table(
