@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def load_tasks(
         manager._check_duplicates(loaded)
     except ValueError as error:
         raise LLMError("a task is asked for twice", str(error), "name it once") from None
+    raise_all([_not_taken(name, names, loaded) for name in data if not _takes(name, names, loaded)])
     return manager, loaded
 
 
@@ -91,6 +93,26 @@ def leaf_tasks(loaded: Sequence[Any]) -> list[Any]:
     for item in loaded:
         leaves += item.get_all_tasks() if isinstance(item, Group) else [item]
     return leaves
+
+
+def _takes(name: str, names: Sequence[str], loaded: Sequence[Any]) -> bool:
+    """Whether data that are given are those of something that is evaluated."""
+    if name in names:
+        return True
+    for task in leaf_tasks(loaded):
+        makes = getattr(task.config, "custom_dataset", None)
+        if callable(makes):
+            taken = inspect.signature(makes).parameters
+            files = [parameter for parameter in taken if parameter.endswith("_file")]
+            if f"{name}_file" in files or not files:  # a user's own may look into its metadata
+                return True
+    return False
+
+
+def _not_taken(name: str, names: Sequence[str], loaded: Sequence[Any]) -> LLMError:
+    near = difflib.get_close_matches(name, [*names, *task_names(loaded)], n=1)
+    fix = f"did you mean {near[0]}?" if near else f"evaluated are {', '.join(names[:5])}"
+    return LLMError(f"--task-data {name}: no task that is evaluated takes it", fix=fix)
 
 
 def _manager(

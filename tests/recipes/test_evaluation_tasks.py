@@ -227,6 +227,16 @@ def test_tatqa_without_its_file_says_where_to_get_it() -> None:
     assert "--task-data tatqa=" in raised.value.fix
 
 
+def test_data_that_no_task_takes_are_not_left_out_in_silence(tatqa_file: Path) -> None:
+    from llm_recipes.harness_tasks import load_tasks
+
+    data = {"tatqa": tatqa_file, "tatqua": tatqa_file}
+    with pytest.raises(LLMError, match="--task-data tatqua: no task"):
+        load_tasks(["llm_tatqa"], [TASKS], data)
+    _, loaded = load_tasks(["llm_tatqa"], [TASKS], {"tatqa": tatqa_file})
+    assert len(loaded) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
