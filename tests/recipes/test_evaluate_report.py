@@ -257,7 +257,7 @@ def test_runs_that_measured_something_else_are_named(tmp_path: Path) -> None:
     made.write(tmp_path / "b", record)
     text = markdown(build(tmp_path / "a", tmp_path / "b")).replace("\\", "")
     assert (
-        "not the same measurement: b has solved examples 5, not 0, chat_template ffff, not 1c9b,"
+        "not the same measurement: b has fewshot 5, not 0, chat_template ffff, not 1c9b,"
         " other items" in text
     )
 

@@ -6,6 +6,7 @@ runs = label_runs([Path("a/base"), Path("b/base")], None, faults)   # {"a/base":
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,21 +45,27 @@ def label_runs(
     faults += [_unfinished(run) for run in runs if run.record.get("status") != "complete"]
     if len(runs) < len(paths):
         return {}
-    return dict(zip(names or short_names(folders), runs, strict=False))
+    shown = names or short_names([folder.parts for folder in folders])
+    return dict(zip(shown, runs, strict=False))
 
 
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """Names of folders, with as many of those above them as make them different."""
-    parts = [folder.parts for folder in folders]
-    length = 1
-    while length < max(map(len, parts)) and len({p[-length:] for p in parts}) < len(set(parts)):
-        length += 1
-    names = []
-    for place, own in enumerate(parts):
-        alike = [p for n, p in enumerate(parts) if n != place and p[-1] == own[-1]]
-        shown = 1 if not alike else length
-        names.append("/".join(own[-shown:]))
-    return names
+def short_names(parts: Sequence[tuple[str, ...]]) -> list[str]:
+    """Names of paths, of their last parts: as many as make each different from all others.
+
+    Args:
+        parts: Of each path.
+    """
+    taken = [1] * len(parts)
+    while True:
+        names = ["/".join(path[-count:]) for path, count in zip(parts, taken, strict=True)]
+        often = Counter(names)
+        longer = [
+            count + (often[name] > 1 and count < len(path))
+            for name, path, count in zip(names, parts, taken, strict=True)
+        ]
+        if longer == taken:
+            return names
+        taken = longer
 
 
 def reference_of(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.evaluation.report.values import moment
 from llm_recipes.evaluation.run import Task, read_run
+from llm_recipes.evaluation.run_labels import short_names
 from llm_recipes.record import SCHEMA
 
 RECIPE = "evaluate/report"
@@ -169,18 +169,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def named(runs: Sequence[Run]) -> list[Run]:
     """The runs with names that are short and different from each other."""
-    parts = [_parts(run.file) for run in runs]
-    taken = [1] * len(runs)
-    while True:
-        names = ["/".join(path[-count:]) for path, count in zip(parts, taken, strict=True)]
-        often = Counter(names)
-        longer = [
-            count + (often[name] > 1 and count < len(path))
-            for name, path, count in zip(names, parts, taken, strict=True)
-        ]
-        if longer == taken:
-            break
-        taken = longer
+    names = short_names([_parts(run.file) for run in runs])
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 

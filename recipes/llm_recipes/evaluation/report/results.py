@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from llm_recipes.errors import LLMError
+from llm_recipes.evaluation.comparability import condition_differences
 from llm_recipes.evaluation.report.blocks import Block, Cell, Section, Table, Whiskers
 from llm_recipes.evaluation.report.collect import Run
 from llm_recipes.evaluation.report.pictures import Axis, axis_of, whisker, whisker_axis
@@ -150,12 +151,9 @@ def notes_of(found: Sequence[Found]) -> list[str]:
 
 def differences(one: Task, other: Task) -> list[str]:
     """In what the second task was another measurement than the first."""
-    pairs = [("version", one.version, other.version)]
-    pairs.append(("solved examples", str(one.fewshot), str(other.fewshot)))
-    for name in sorted({*one.conditions, *other.conditions}):
-        pairs.append((name, one.conditions.get(name, ""), other.conditions.get(name, "")))
-    found = [f"{n} {after or 'none'}, not {before or 'none'}" for n, before, after in pairs
-             if before != after]  # fmt: skip
+    found = [
+        f"{name} {after}, not {before}" for name, before, after in condition_differences(one, other)
+    ]
     docs = [[(item.id, item.doc) for item in task.items] for task in (one, other)]
     if sorted(docs[0]) != sorted(docs[1]):
         found.append("other items")
