@@ -4,8 +4,9 @@
 
 The methods are those whose intervals held what they promise in simulation
 (tests/recipes/test_evaluation_statistics.py): Wilson's for shares of 0/1 answers, with the
-effective number of items where some share a context; the studentised bootstrap by cluster for means
-and ratios, which is right for skewed ones where the percentile and BCa bootstraps are too short.
+effective number of items where some share a context; for means and ratios the studentised bootstrap
+by cluster, which is right for skewed ones where the percentile and BCa bootstraps are too short, or
+Student's t where that is wider.
 """
 
 from __future__ import annotations
@@ -164,7 +165,10 @@ def ratio_interval(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Interval | None:
-    """The interval of a sum over a sum, by the studentised bootstrap.
+    """The interval of a sum over a sum: at each end the wider of studentised bootstrap and t.
+
+    Differences of two models have long tails on both sides, of which resamples hold too little: the
+    bootstrap alone covers 92 % of them. Of skewed numbers Student's t alone covers too little.
 
     Where only a few units differ from all the others, resamples without any of them make that
     infinite, and the other bootstraps too short: then two units at the extremes are added and
@@ -185,10 +189,11 @@ def ratio_interval(
         return None
     value, error = ratio_error(_sums(parts, wholes), units)
     if _enough_differ(parts, wholes):
+        usual = student(confidence, units)
         if units > MANY:
-            half = student(confidence, units) * float(error)
-            return float(value) - half, float(value) + half
+            return float(value) - usual * float(error), float(value) + usual * float(error)
         low, high = _studentised(parts, wholes, confidence, resamples, seed)
+        low, high = min(low, -usual), max(high, usual)
         if math.isfinite(low) and math.isfinite(high):
             return float(value) - high * float(error), float(value) - low * float(error)
     if extreme[0] == extreme[1]:

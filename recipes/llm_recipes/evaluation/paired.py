@@ -101,7 +101,7 @@ def difference_interval(pair: Pair, confidence: float) -> Interval | None:
     """The interval of the difference; it has a width even if no answer differs.
 
     0/1 answers: Tango's score interval (1998), with the effective number of items where they are
-    in clusters. Means and ratios: the studentised paired bootstrap, by cluster.
+    in clusters. Means and ratios: the studentised paired bootstrap by cluster, or t.
     """
     if pair.kind == "right":
         gained, lost = pair.discordant()
