@@ -16,6 +16,7 @@ from typing import Any
 from llm_recipes.files import write_text
 
 SCHEMA = 1
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, WSL
 SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey")
 SECRET_PREFIXES = ("hf_", "sk-", "ghp_", "github_pat_")
 
@@ -128,6 +129,9 @@ def _flag(text: str | None) -> bool | None:
 
 
 def _gpu_names() -> list[str]:
+    # Recipes that compute nothing need not wait seconds for torch where no driver is.
+    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_DRIVERS)):
+        return []
     import torch
 
     if not torch.cuda.is_available():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
+
+from conftest import recipe_environment
 
 from llm_recipes.errors import LLMError
 from llm_recipes.record import (
@@ -78,3 +81,12 @@ def test_a_record_has_its_end_once_it_is_written(tmp_path: Path) -> None:
         write_record(file, record, status)
     assert is_recorded(file, record)
     assert not is_recorded(file, {**record, "output_digest": "2"})
+
+
+def test_a_record_loads_no_torch_where_no_gpu_is() -> None:
+    code = (
+        "import sys; from llm_recipes import record; record.GPU_DRIVERS = ()\n"
+        "assert record.start_record('a/b', {}, 'a CPU')['host']['gpus'] == []\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=recipe_environment())
