@@ -33,7 +33,7 @@ RECIPE = "evaluate/compare"
 LEVEL = 0.05
 SENTENCE = 2000  # characters
 TONES: dict[str, Tone] = {"better": "good", "worse": "bad"}
-SIGNS = {"better": "▲", "worse": "▼", "no detectable difference": "="}
+SIGNS = {"better": "▲", "worse": "▼", "no detectable difference": "○"}
 MINUS = str.maketrans("-", "−")
 DRAWS = re.compile(r"[\d,]+ draws")
 ITEMS, TEST, NOTE = 9, 10, 11  # columns of a task's table
