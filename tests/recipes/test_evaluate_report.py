@@ -208,7 +208,7 @@ def test_summary_has_the_verdicts_and_what_did_not_end(
     assert "McNemar" not in summary and "sign-flip" not in summary
     assert summary.count("a true difference below") == summary.count("no detectable difference")
     assert "▲ base+lora is better than base in tatqa_dev: exact_match 40.00 % -> 60.00 %" in summary
-    assert summary.index("▲") < summary.index("= no detectable difference between base+full")
+    assert summary.index("▲") < summary.index("○ no detectable difference between base+full")
     assert "✗ failed: base+full in tatqa_dev: not shown to be non-inferior" in summary
     assert "stopped (finetune/sft) is interrupted, not complete" in summary
     assert "failed (evaluate/harness) is failed, not complete" in summary
