@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import io
 import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,11 @@ def file_digest(path: Path) -> str:
     Raises:
         LLMError: If it cannot be read.
     """
-    found = sha256()
     try:
         with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                found.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from None
-    return found.hexdigest()
 
 
 def read_rows(path: Path) -> Found:

@@ -7,13 +7,13 @@ with new_folder(Path("models/tiny")) as staging:
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 
 from llm_recipes.files import write_fault
@@ -76,10 +76,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.iterdir()):
         if path.is_file():
             with path.open("rb") as file:
-                digest = sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            digests[path.name] = digest.hexdigest()
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 

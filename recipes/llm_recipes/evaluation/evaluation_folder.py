@@ -10,10 +10,10 @@ An evaluation that was interrupted leaves only its record, which says so; result
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,16 @@ def file_digests(paths: Iterable[Path]) -> dict[str, str]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file; empty if it can't be read."""
-    digest = sha256()
     try:
         with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
-    return digest.hexdigest()
 
 
 def code_digest(folder: Path) -> str:
     """What a folder's tasks are made of: names and contents of its YAML and Python files."""
-    found = sha256()
+    found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in CODE_SUFFIXES:
             found.update(os.fsencode(path.relative_to(folder)) + b"\0")
