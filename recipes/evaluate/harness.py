@@ -380,12 +380,8 @@ def opened_transformers(job: Job) -> Iterator[Opened]:
     import torch
 
     from llm_recipes import device as devices
-    from llm_recipes.evaluation.harness_transformers import (
-        answer_in_batches,
-        describe_loaded,
-        harness_lm,
-    )
-    from llm_recipes.models import context_length, load_model, measure_size
+    from llm_recipes.evaluation.harness_transformers import answer_in_batches, harness_lm
+    from llm_recipes.models import context_length, describe_loaded, load_model, measure_size
 
     o, ranks = job.settings, job.ranks
     name = f"cuda:{ranks.local}" if ranks.count > 1 and o["device"] in ("auto", "cuda") else ""

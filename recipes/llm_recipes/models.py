@@ -173,6 +173,24 @@ def measure_size(model: Any) -> ModelSize:
     )
 
 
+def describe_loaded(
+    loaded: LoadedModel, size: ModelSize, adapter: Path | None, dtype: str, digest: str
+) -> dict[str, Any]:
+    """The run record's part about the model. adapter: on it or merged into it; digest: the base's.
+
+    An adapter that is not merged wraps the model, whose architecture is meant.
+    """
+    inner = getattr(loaded.model, "get_base_model", None)
+    return {
+        "path": str(loaded.folder.path),
+        "adapter": None if adapter is None else str(adapter),
+        "architecture": type(loaded.model if inner is None else inner()).__name__,
+        "parameters": size.parameters,
+        "dtype": dtype,
+        "digest": digest,
+    }
+
+
 def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a text: the generation settings' (an end of turn too) and the tokenizer's."""
     ids: set[int] = set()

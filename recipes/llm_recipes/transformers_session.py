@@ -147,12 +147,7 @@ def describe_model(plan: Plan, loaded: LoadedModel, size: ModelSize) -> dict[str
     """The run record's part about the model."""
     from llm_recipes.device import dtype_name
     from llm_recipes.model_folder import folder_digest
+    from llm_recipes.models import describe_loaded
 
-    return {
-        "path": str(plan.folder.path),
-        "adapter": None if plan.adapter is None else str(plan.adapter),
-        "architecture": type(loaded.model).__name__,
-        "parameters": size.parameters,
-        "dtype": dtype_name(loaded.model.dtype),
-        "digest": folder_digest(plan.folder.path),
-    }
+    digest = folder_digest(plan.folder.path)
+    return describe_loaded(loaded, size, plan.adapter, dtype_name(loaded.model.dtype), digest)

@@ -14,7 +14,6 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -160,18 +159,3 @@ def new_tokens(lm: HarnessLM, request: Instance) -> int:
     if not isinstance(options, dict):
         return 0
     return int(normalize_gen_kwargs(options, lm.max_gen_toks)["max_gen_toks"])
-
-
-def describe_loaded(
-    loaded: LoadedModel, size: ModelSize, adapter: Path | None, dtype: str, digest: str
-) -> dict[str, Any]:
-    """The run record's part about the model."""
-    model = loaded.model.get_base_model() if adapter is not None else loaded.model
-    return {
-        "path": str(loaded.folder.path),
-        "adapter": None if adapter is None else str(adapter),
-        "architecture": type(model).__name__,
-        "parameters": size.parameters,
-        "dtype": dtype,
-        "digest": digest,
-    }
