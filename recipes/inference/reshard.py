@@ -1,0 +1,75 @@
+"""Convert a Llama checkpoint: Meta's format to Hugging Face's and back, or to other shards.
+
+    llm-run python recipes/inference/reshard.py --model Llama-2-13b --to hf --output models/13b
+    llm-run python recipes/inference/reshard.py --model models/13b --to meta --model-parallel 4 \\
+        --output models/13b-mp4
+    llm-run python recipes/inference/reshard.py --model Llama-2-70b --to meta --model-parallel 2 \\
+        --output models/70b-mp2 --plan
+
+A folder in Meta's format holds consolidated.NN.pth (one for each process of sharded.py),
+params.json and tokenizer.model; its weights are cut by the number of processes, which is changed
+here. Tensors are copied bit for bit unless --dtype asks for another type. It needs no GPU and no
+other process. Memory: blocks of 8 MB, whatever the model; with Python and torch less than 1 GB.
+
+What a format has no place for is kept beside it, so that the way back gives the same files: a
+folder in Meta's format gets huggingface/ (config.json, tokenizer, chat template), one in Hugging
+Face's gets original/ (params.json, tokenizer.model). --plan shows what would be read and written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+from llm_recipes.cli import run_recipe
+from llm_recipes.folders import new_folder
+from llm_recipes.made_folder import RECORD, check_output, check_space, folder_files, made_again
+from llm_recipes.record import start_record, write_record
+from llm_recipes.say import say
+
+RECIPE = "inference/reshard"
+
+
+def reshard(
+    model: Path,
+    output: Path,
+    to: Literal["hf", "meta"],
+    model_parallel: int | None = None,
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep",
+    shard_size: str = "5GB",
+    embeddings: Literal["auto", "rows", "columns"] = "auto",
+    tokenizer: Path | None = None,
+    rope_factor: float | None = None,
+    context_length: int | None = None,
+    chat: bool = False,
+    plan: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Convert a Llama checkpoint: Meta's format to Hugging Face's and back, or to other shards.
+
+    Args:
+        model: Folder in Meta's format (params.json) or in Hugging Face's (config.json).
+        output: Folder to make.
+        to: hf: config.json and safetensors; meta: params.json and consolidated.NN.pth.
+        model_parallel: Shards to write with --to meta, one for each process that will run them; a
+            divisor of the model's heads.
+        dtype: Of the weights; keep: each tensor as it is.
+        shard_size: Largest file of weights with --to hf, in bytes, MB, GB or GiB.
+        embeddings: How --to meta cuts the embeddings: columns (Llama 1 and 2) or rows (3 and
+            later); auto: as they are cut now, else as the tokenizer's generation has them.
+        tokenizer: tokenizer.model of a checkpoint in Meta's format; null: in its folder, or in the
+            one above.
+        rope_factor: Of the scaled rotary frequencies, which params.json doesn't state: 8 for
+            Llama 3.1 and 3.3, 32 for 3.2; null: from huggingface/config.json.
+        context_length: Tokens, for config.json with --to hf, as params.json doesn't state them;
+            null: from huggingface/config.json, else the release's with these sizes.
+        chat: With --to hf: it is a chat model, and its tokenizer gets the template of its release.
+        plan: Show what would be read and written, and write nothing.
+        overwrite: Replace what this recipe made there before.
+    """
+
+
+if __name__ == "__main__":
+    run_recipe(reshard)
