@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from llm_recipes.device import is_out_of_memory
-from llm_recipes.kv_cache import cache_bytes, rewind, static_cache
+from llm_recipes.kv_cache import cache_bytes, growing_cache, rewind, static_cache
 from llm_recipes.model_folder import first_line
 from llm_recipes.running_batch import RunningBatch, takes_ready_mask
 from llm_recipes.sampling import Sampling
@@ -237,6 +237,14 @@ class Decoder:
         else:
             self._static = ((batch, longest), static_cache(self.model.config, longest))
         return self._static[1]
+
+    def new_cache(self, longest: int) -> Any:
+        """A cache for a new batch of sequences of at most `longest` tokens.
+
+        A model that holds its keys and values itself, such as one in several processes, makes it.
+        """
+        own = getattr(self.model, "new_cache", None)
+        return growing_cache(self.model.config, longest) if own is None else own()
 
     def kept_bytes(self) -> int:
         """Bytes of the static cache that the next compiled batch reuses or replaces."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llm_recipes.kv_cache import growing_cache
 from llm_recipes.sampling import noise_key, sample_tokens
 from llm_recipes.stopping import Row
 
@@ -70,7 +69,7 @@ class RunningBatch:
             self.rows += [None] * unused
             self.cache = decoder.static_cache_for(len(ids), longest)
         else:
-            self.cache = growing_cache(decoder.model.config, longest)
+            self.cache = decoder.new_cache(longest)
         self.token_ids = torch.tensor(ids, device=device)
         self.lengths = torch.tensor(lengths, device=device)
         self.keys = torch.tensor(keys, dtype=torch.int32, device=device)

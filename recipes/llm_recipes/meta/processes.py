@@ -1,0 +1,52 @@
+"""Whether as many processes run as a checkpoint has shards, and what to type if not.
+
+from llm_recipes.meta.processes import process_faults
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from llm_recipes.errors import LLMError
+from llm_recipes.meta.checkpoint import MetaCheckpoint
+from llm_recipes.meta.layout import degree_faults
+from llm_recipes.ranks import Ranks
+
+SCRIPT = "recipes/inference/sharded.py"
+RESHARD = "recipes/inference/reshard.py"
+
+
+def process_faults(checkpoint: MetaCheckpoint, ranks: Ranks) -> list[LLMError]:
+    """A fault with both ways out, if the number of processes is not the number of shards."""
+    degree, count = checkpoint.degree, ranks.count
+    if degree == count:
+        return []
+    shards = "1 shard" if degree == 1 else f"{degree} shards"
+    started = "1 process was started" if count == 1 else f"{count} processes were started"
+    ways = [start_command(checkpoint, ranks.nodes)]
+    if not degree_faults(checkpoint.params, count, checkpoint.embeddings):
+        folder = shlex.quote(str(checkpoint.folder))
+        ways.append(
+            f"or split it for {count}, once: llm-run python {RESHARD} --model {folder}"
+            f" --to meta --model-parallel {count} --output FOLDER"
+        )
+    return [
+        LLMError(
+            f"{checkpoint.folder} has {shards}, and {started}",
+            "each process holds one shard",
+            "\n".join(ways),
+        )
+    ]
+
+
+def start_command(checkpoint: MetaCheckpoint, nodes: int = 1) -> str:
+    """The command line that starts as many processes as there are shards."""
+    degree = checkpoint.degree
+    folder = shlex.quote(str(checkpoint.folder))
+    recipe = f"python {SCRIPT} --model {folder} ..."
+    if degree == 1:
+        return f"llm-run {recipe}"
+    if nodes > 1 and degree % nodes == 0:
+        a_node = f"--nproc-per-node={degree // nodes}"
+        return f"srun --nodes={nodes} --ntasks-per-node=1 llm-run --torchrun {a_node} {recipe}"
+    return f"llm-run --torchrun --nproc-per-node={degree} {recipe}"

@@ -1,0 +1,388 @@
+"""What a checkpoint in Meta's format needs to answer prompts: from options to a session.
+
+    plan = make_plan(settings, ranks)                        # on every rank
+    Job("inference/sharded", settings, made_with(plan), "CPU", partial(session, plan, leader))
+
+settings: the options of sharded.py by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_recipes.answering import Session, make_requests
+from llm_recipes.batching import complete_all
+from llm_recipes.decoding import Completion, Decoder, DecodeSettings, Request
+from llm_recipes.device import (
+    Peak,
+    choose_device,
+    choose_dtype,
+    dtype_name,
+    known_peak,
+    peak_memory_bytes,
+)
+from llm_recipes.errors import LLMError, raise_all
+from llm_recipes.meta.checkpoint import (
+    check_same_model,
+    find_checkpoint,
+    is_tied,
+    read_shard,
+    shard_digest,
+    shard_identity,
+)
+from llm_recipes.meta.decoder_model import DecoderModel
+from llm_recipes.meta.lockstep import Leader
+from llm_recipes.meta.part import Shard
+from llm_recipes.meta.processes import process_faults
+from llm_recipes.meta.sizes import (
+    CONTEXT_UNKNOWN,
+    MOST_ROWS,
+    Shape,
+    fitting_rows,
+    kv_bytes,
+    parameters,
+    read_bytes,
+    row_bytes,
+)
+from llm_recipes.meta.tokenizer import load_tokenizer, stop_ids
+from llm_recipes.model_folder import folder_digest
+from llm_recipes.models import ModelSize
+from llm_recipes.ranks import Ranks
+from llm_recipes.sampling import Sampling
+from llm_recipes.say import say
+from llm_recipes.summary import Loading, describe, generation_metrics
+
+if TYPE_CHECKING:
+    from llm_recipes.answers import Key
+    from llm_recipes.prompts import Prompt
+
+ARCHITECTURE = "Llama (Meta's format)"
+TOO_LONG = "prompt_too_long"
+MOST_SHOWN = 10  # prompts that are too long
+CHAT_TOKENS = 4096  # of a conversation, if --max-seq-len says nothing
+# Settings that change no answer beyond rounding, or whose files are in the digest: a run may be
+# continued with others.
+FREE_TO_CHANGE = frozenset(
+    {"model", "tokenizer", "prompt", "prompts", "chat", "output", "overwrite", "stream", "dtype"}
+    | {"device", "max_batch_size", "rope_factor", "plan"}
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked command line: what runs where. settings: the options by name."""
+
+    settings: Mapping[str, Any]
+    shard: Shard
+    ranks: Ranks
+    digest: str
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of a batch, the same on all ranks."""
+        wanted = self.settings["max_batch_size"]
+        return MOST_ROWS[self.shard.device.type] if wanted == "auto" else int(wanted)
+
+
+def make_plan(settings: Mapping[str, Any], ranks: Ranks) -> Plan:
+    """Look at the checkpoint, each rank at its shard; no weights are loaded.
+
+    Raises:
+        LLMError, ExceptionGroup, SystemExit: On all ranks, if something is wrong on one of them.
+    """
+    shard = ranks.together(lambda: find_shard(settings, ranks))
+    checkpoint = shard.checkpoint
+    identities = ranks.of_all(shard_identity(shard.tensors))
+    ranks.together(lambda: check_same_model(checkpoint, identities))
+    path = checkpoint.shards[ranks.index]
+    digests = ranks.of_all(shard_digest(shard.tensors, path))
+    return Plan(settings, shard, ranks, _digest(shard, digests))
+
+
+def find_shard(settings: Mapping[str, Any], ranks: Ranks) -> Shard:
+    """This rank's shard and device.
+
+    Raises:
+        LLMError, ExceptionGroup: If the checkpoint is damaged, or the processes don't fit it.
+    """
+    with _on_its_node(ranks):
+        tokenizer = settings["tokenizer"]
+        checkpoint = find_checkpoint(
+            Path(settings["model"]).expanduser(),
+            None if tokenizer is None else Path(tokenizer).expanduser(),
+            settings["rope_factor"],
+        )
+        raise_all(process_faults(checkpoint, ranks))
+        device = choose_device(settings["device"])
+        if device.type == "cuda" and ranks.count > 1:
+            device = torch.device("cuda", ranks.local)
+        precision = choose_dtype(settings["dtype"], device)
+        tensors = read_shard(checkpoint, ranks.index)
+    shape = Shape(
+        checkpoint.params,
+        checkpoint.embeddings,
+        checkpoint.degree,
+        is_tied(tensors),
+        precision.itemsize,
+    )
+    return Shard(checkpoint, tensors, shape, device, precision)
+
+
+def made_with(plan: Plan) -> dict[str, Any]:
+    """All that an answer depends on: a file of answers is continued only under the same."""
+    chosen = {k: v for k, v in plan.settings.items() if k not in FREE_TO_CHANGE}
+    return {**chosen, "model": plan.digest, "dtype": dtype_name(plan.shard.precision)}
+
+
+@contextlib.contextmanager
+def session(
+    plan: Plan, leader: Leader, asked: Sequence[Prompt], missing: Sequence[Key]
+) -> Iterator[Session]:
+    """The loaded model with the requests for the missing answers, on rank 0."""
+    o, shard = plan.settings, plan.shard
+    tokenizer = make_tokenizer(plan)
+    style, system = o["prompt_style"], o["system"]
+    everything = make_requests(asked, missing, tokenizer, style, system, None)
+    limit = longest_row(plan)
+    requests = [request for request in everything if len(request.token_ids) < limit]
+    too_long = [request for request in everything if len(request.token_ids) >= limit]
+    report_too_long(asked, too_long, limit, o["output"] is None and len(asked) == 1)
+    size = model_size(shard.shape)
+    files = sum(path.stat().st_size for path in shard.checkpoint.shards)
+    loading, rows = Loading(0.0, 0), 1
+    decoder = make_decoder(plan, leader, tokenizer, limit)
+    if requests:
+        load_s, free = load(plan, leader)
+        loading = Loading(load_s, files)
+        lengths = [len(request.token_ids) for request in requests]
+        rows = allocate(plan, leader, lengths, limit, free)
+    peak = peak_of_all(plan)
+
+    def completions() -> Iterator[Completion]:
+        for request in too_long:
+            yield Completion(request, (), "", TOO_LONG)
+        yield from complete_all(decoder, requests, size, rows)
+
+    def metrics() -> dict[str, Any]:
+        found = generation_metrics(loading, size, decoder.work, peak, peaks(leader))
+        return {**found, "prompts_too_long": len({r.prompt_id for r in too_long})}
+
+    yield Session(
+        requests if o["stream"] else everything,
+        decoder,
+        completions,
+        metrics,
+        lambda: describe_model(plan, size),
+        describe,
+    )
+
+
+def peak_of_all(plan: Plan) -> Peak:
+    """What the devices of all processes can do together, from their data sheet."""
+    count, peak = plan.ranks.count, known_peak(plan.shard.device)
+    if peak.bytes_per_s is None or peak.flops_per_s is None:
+        return Peak(None, None, "unknown")
+    source = peak.source if count == 1 else f"{count} x {peak.source}"
+    return Peak(peak.bytes_per_s * count, peak.flops_per_s * count, source)
+
+
+def make_tokenizer(plan: Plan) -> Any:
+    """The checkpoint's tokenizer, with a chat template if one is asked for.
+
+    Raises:
+        LLMError: If it is damaged, or knows tokens that the model doesn't.
+    """
+    o, checkpoint = plan.settings, plan.shard.checkpoint
+    chat = o["chat"] or o["prompt_style"] == "chat"
+    tokenizer = load_tokenizer(checkpoint.tokenizer, checkpoint.sidecar, chat)
+    if len(tokenizer) > checkpoint.params.vocabulary:
+        raise LLMError(
+            f"the tokenizer does not belong to {checkpoint.folder}",
+            f"it has {len(tokenizer)} tokens, and the model {checkpoint.params.vocabulary}",
+            "name the model's own: --tokenizer FILE",
+        )
+    return tokenizer
+
+
+def longest_row(plan: Plan) -> int:
+    """The most tokens of a prompt and its completion: --max-seq-len, or the model's context."""
+    wanted: int | None = plan.settings["max_seq_len"]
+    known = plan.shard.checkpoint.context
+    if wanted is None and known is None:
+        say(
+            f"the model's context is not known: {CONTEXT_UNKNOWN} tokens are taken for it;"
+            " --max-seq-len says another number"
+        )
+    if wanted is not None and known is not None and wanted > known:
+        say(f"note: the model was trained for {known} tokens, fewer than --max-seq-len {wanted}")
+    return wanted or known or CONTEXT_UNKNOWN
+
+
+def report_too_long(
+    asked: Sequence[Prompt], too_long: Sequence[Request], limit: int, alone: bool
+) -> None:
+    """Say which prompts leave no room for an answer; their answers are empty.
+
+    Args:
+        asked: All prompts.
+        too_long: The requests of those.
+        limit: Tokens of a prompt and its completion.
+        alone: There is but one, and no file for the answer.
+
+    Raises:
+        LLMError: If the only prompt is too long.
+    """
+    lengths = {request.prompt_id: len(request.token_ids) for request in too_long}
+    prompts = [prompt for prompt in asked if prompt.key in lengths]
+    for prompt in prompts[:MOST_SHOWN]:
+        where = f" ({prompt.where})" if prompt.where else ""
+        fault = LLMError(
+            f"prompt {prompt.id!r}{where} is too long",
+            f"it has {lengths[prompt.key]} tokens, and {limit} are all with the answer",
+            "shorten it, or --max-seq-len NUMBER as far as the model can see",
+        )
+        if alone:
+            raise fault
+        say(f"{fault.what}: {fault.why}")
+    if len(prompts) > MOST_SHOWN:
+        say(f"and {len(prompts) - MOST_SHOWN} more prompts are too long")
+    if prompts:
+        say(f"{len(prompts)} prompts get an empty answer, with finish_reason {TOO_LONG}")
+
+
+def make_decoder(plan: Plan, leader: Leader, tokenizer: Any, limit: int) -> Decoder:
+    """What completes batches; limit: tokens of a prompt and its completion."""
+    o, shard = plan.settings, plan.shard
+    ends = stop_ids(tokenizer, shard.checkpoint.sidecar)
+    settings = DecodeSettings(
+        max_new_tokens=o["max_new_tokens"],
+        sampling=Sampling(
+            o["temperature"], o["top_p"], o["top_k"], o["repetition_penalty"], o["seed"]
+        ),
+        stop=tuple(o["stop"] or ()),
+        stop_token_ids=frozenset() if o["ignore_eos"] else ends,
+        context=limit,
+    )
+    params = shard.checkpoint.params
+    return Decoder(DecoderModel(leader, params, shard.device, shard.precision), tokenizer, settings)
+
+
+def load(plan: Plan, leader: Leader) -> tuple[float, float]:
+    """Load every rank's weights; seconds of the slowest, free bytes where they are fewest."""
+    shard, count = plan.shard, plan.ranks.count
+    files = sum(path.stat().st_size for path in shard.checkpoint.shards)
+    processes = f" in {count} processes" if count > 1 else ""
+    say(f"loading {shard.checkpoint.folder} ({files / 1e9:.3g} GB) on {shard.device}{processes}")
+    facts = leader.load()
+    return max(f["load_s"] for f in facts), min(f["free"] for f in facts)
+
+
+def allocate(plan: Plan, leader: Leader, lengths: Sequence[int], limit: int, free: float) -> int:
+    """Make room for keys and values, once for all batches; the most rows of one.
+
+    Args:
+        plan: The command line.
+        leader: The loaded model.
+        lengths: Tokens of each prompt.
+        limit: Tokens of a prompt and its completion.
+        free: Bytes in each process.
+    """
+    longest = max(lengths)
+    most_new = max(min(plan.settings["max_new_tokens"], limit - length) for length in lengths)
+    # All rows of a batch end in one column, where the longest prompt ends.
+    tokens = longest + most_new
+    wanted = plan.settings["max_batch_size"]
+    rows = min(plan.most_rows, len(lengths))
+    if wanted == "auto":
+        a_row = row_bytes(plan.shard.shape, tokens, longest)
+        rows = fitting_rows(free, a_row, plan.shard.device.type, rows)
+    leader.allocate(rows, tokens)
+    return rows
+
+
+def peaks(leader: Leader) -> dict[str, Any]:
+    """The memory's peaks of rank 0, and the host's of each rank as far as they can be asked."""
+    try:
+        found = leader.measure()
+    except RuntimeError:  # another rank has ended
+        found = []
+    of_first = found[0] if found else peak_memory_bytes(torch.device("cpu"))
+    return {**of_first, "rank_peak_host_bytes": [rank["peak_host_bytes"] for rank in found]}
+
+
+def model_size(shape: Shape) -> ModelSize:
+    """Sizes for the run's numbers; bytes are those of all processes together."""
+    params = shape.params
+    head = params.vocabulary * params.dim
+    return ModelSize(
+        parameters=parameters(shape),
+        matmul_parameters=parameters(shape, matrices_only=True),
+        head_parameters=head,
+        weight_bytes=read_bytes(shape),
+        kv_bytes_per_token=kv_bytes(shape, 1) * shape.degree,
+        attention_width=params.layers * params.heads * params.head_size,
+        vocabulary=params.vocabulary,
+        hidden_size=params.dim,
+    )
+
+
+def describe_model(plan: Plan, size: ModelSize) -> dict[str, Any]:
+    """The run record's part about the model."""
+    return {
+        "path": str(plan.shard.checkpoint.folder),
+        "adapter": None,
+        "architecture": ARCHITECTURE,
+        "parameters": size.parameters,
+        "dtype": dtype_name(plan.shard.precision),
+        "digest": plan.digest,
+        "model_parallel": plan.ranks.count,
+    }
+
+
+def hold_chat(plan: Plan, leader: Leader) -> int:
+    """A conversation at the terminal, held by rank 0."""
+    from llm_recipes.chat import converse
+
+    o = plan.settings
+    tokenizer = make_tokenizer(plan)
+    limit = longest_row(plan)
+    if o["max_seq_len"] is None:
+        limit = min(limit, CHAT_TOKENS)
+    _, free = load(plan, leader)
+    allocate(plan, leader, [limit - 1], limit, free)
+    decoder = make_decoder(plan, leader, tokenizer, limit)
+    return converse(decoder, tokenizer, o["prompt_style"], o["system"])
+
+
+def _digest(shard: Shard, shards: Sequence[str]) -> str:
+    """SHA-256 over the weights' digests, the model's numbers and the tokenizer's files."""
+    checkpoint = shard.checkpoint
+    tokenizer = checkpoint.tokenizer
+    parts = {
+        "shards": list(shards),
+        "params": asdict(checkpoint.params),
+        "tokenizer": None if tokenizer is None else sha256(tokenizer.read_bytes()).hexdigest(),
+        "sidecar": None if checkpoint.sidecar is None else folder_digest(checkpoint.sidecar),
+    }
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _on_its_node(ranks: Ranks) -> Iterator[None]:
+    """Say on which node something is wrong, where there are several."""
+    try:
+        yield
+    except LLMError as fault:
+        if ranks.nodes > 1:
+            place = f"seen by process {ranks.index}, on node {os.uname().nodename}"
+            fault.why = f"{fault.why}; {place}" if fault.why else place
+        raise
