@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import BinaryIO
 
 from llm_recipes.errors import LLMError, raise_all
@@ -155,7 +156,7 @@ def _hub_folder(name: str) -> Path:
     """The folder of a hub model in the cache; downloaded if a network is there."""
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_like_path:
-        raise _no_such_folder(name)
+        raise no_such_folder(name)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants, snapshot_download
 
@@ -176,20 +177,27 @@ def _hub_folder(name: str) -> Path:
     raise LLMError(f"cannot find the model {name}", reason, fix)
 
 
-def _no_such_folder(name: str) -> LLMError:
+def no_such_folder(
+    name: str,
+    fix: str = "give a folder with config.json, or a hub's name such as mistralai/Mistral-7B-v0.1",
+) -> LLMError:
+    """What to say where a model's folder is a file or nothing.
+
+    Args:
+        name: The path that was given.
+        fix: What to do if nothing there has a similar name.
+    """
     path = Path(name).expanduser()
     if path.is_file():
-        fix = "give the folder it is in" if path.suffix in WEIGHT_SUFFIXES else ""
+        known = path.suffix in (*WEIGHT_SUFFIXES, ".pth")
+        fix = "give the folder it is in" if known else ""
         return LLMError(f"the model {name} is a file and no folder", fix=fix)
     siblings: list[str] = []
     with contextlib.suppress(OSError):
         siblings = [p.name for p in path.parent.iterdir()]
     nearest = difflib.get_close_matches(path.name, siblings, n=3)
-    fix = (
-        f"did you mean {' or '.join(str(path.parent / n) for n in nearest)}?"
-        if nearest
-        else ("give a folder with config.json, or a hub's name such as mistralai/Mistral-7B-v0.1")
-    )
+    if nearest:
+        fix = f"did you mean {' or '.join(str(path.parent / n) for n in nearest)}?"
     return LLMError(f"the model folder {name} does not exist", fix=fix)
 
 
@@ -227,9 +235,10 @@ def _not_a_model(folder: Path) -> LLMError:
     if any(folder.glob("*.gguf")):
         return LLMError(what, "it holds GGUF files", "use llama.cpp's tools for these (llama-cli)")
     if (folder / "params.json").is_file():
-        return LLMError(
-            what, "it is a checkpoint in Meta's own format", "convert it to safetensors"
-        )
+        why = "it is a checkpoint in Meta's own format"
+        fix = f"recipes/inference/sharded.py --model {quote(str(folder))} runs it as it is;\n"
+        fix += f"recipes/inference/reshard.py --model {quote(str(folder))} --to hf converts it"
+        return LLMError(what, why, fix)
     return LLMError(what, fix="name the folder that holds config.json and the weights")
 
 
