@@ -75,6 +75,10 @@ class StoredTensor:
         """Bytes on disk."""
         return self.count * self.dtype.itemsize
 
+    def blocks(self, files: OpenFiles) -> Iterator[torch.Tensor]:
+        """Its elements in order; see `OpenFiles.blocks`."""
+        return files.blocks(self)
+
 
 # Python 3.11.0 to 3.11.3 write an enum's member as getattr(class, name); the class is inert too.
 ENUM_MEMBERS = ("getattr", "builtins.getattr")
