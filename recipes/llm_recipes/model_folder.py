@@ -264,7 +264,9 @@ def _damage(file: Path) -> LLMError | None:
         start = data.read(len(LFS_POINTER))
         if start == LFS_POINTER:
             why = "it is a pointer of git-lfs: the clone did not fetch the weights"
-            return LLMError(f"{file} holds no weights", why, f"cd {file.parent} && git lfs pull")
+            return LLMError(
+                f"{file} holds no weights", why, f"cd {quote(str(file.parent))} && git lfs pull"
+            )
         if file.suffix != ".safetensors":
             return None
         ends = [end for _, end in _tensor_places(data, size)]

@@ -12,6 +12,7 @@ checkpoint never runs code that came with it.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -229,6 +230,8 @@ def torch_file(
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch's reader looks for a place before the beginning
+            raise cut_off(path, "it is no whole file of torch.save") from error
         raise unreadable(path, error) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise cut_off(path, first_line(error)) from error
@@ -246,7 +249,7 @@ def stored(tensor: torch.Tensor, path: Path, offset: int = 0) -> StoredTensor:
         why = "its tensors cannot be found by position: it is in torch's format from before 1.6"
         if start is not None:
             why = f"a tensor of shape {tuple(tensor.shape)} is not contiguous"
-        fix = "save it again, as safetensors"
+        fix = "save it again, with a newer torch or as safetensors"
         raise LLMError(f"{path} cannot be read tensor by tensor", why, fix)
     place = offset + start + tensor.storage_offset() * tensor.dtype.itemsize
     extent = Extent(path, place, tensor.numel())

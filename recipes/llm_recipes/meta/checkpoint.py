@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 from llm_recipes.architecture import name_faults, read_json
@@ -22,7 +23,7 @@ from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.meta.layout import OUTPUT, EmbeddingSplit, degree_faults, layout, shard_shape
 from llm_recipes.meta.params import Params, params_of, params_of_config, read_params
 from llm_recipes.meta.releases import context_of, releases_like
-from llm_recipes.meta.shard import is_tied, shard_contents, shard_digest, shard_identity
+from llm_recipes.meta.shard import is_tied, shard_contents, shard_digest, shard_identity, weights_of
 from llm_recipes.meta.shard_sizes import ShardSizes, contradictions, shard_sizes
 from llm_recipes.meta.tokenizer_files import tokenizer_kind, vocabulary_size
 from llm_recipes.model_folder import no_such_folder
@@ -108,15 +109,16 @@ def find_checkpoint(
     found = _attempt(faults, lambda: _tokenizer(folder, tokenizer))
     names = _names(folder)
     shards = sorted((name for name in names if SHARD.fullmatch(name)), key=_index)
-    sizes = None
-    if shards:
-        sizes = _attempt(faults, lambda: _sizes(folder / shards[0]))
+    sizes, first = None, _attempt(faults, lambda: _first(folder, shards))
+    if first is not None:
+        sizes, tensors = first
     sidecar = _sidecar(folder)
     faults += _shard_faults(folder, names, shards, raw, sizes)
     raise_all(faults)
     assert raw is not None and sizes is not None and found is not None
-    config = _config(sidecar)
-    return _checkpoint(folder, raw, sizes, found[0], sidecar, config, rope_factor)
+    checkpoint = _checkpoint(folder, raw, sizes, found[0], sidecar, rope_factor)
+    _check_tensors(checkpoint, checkpoint.shards[0], tensors)
+    return checkpoint
 
 
 def read_shard(checkpoint: MetaCheckpoint, index: int) -> dict[str, StoredTensor]:
@@ -126,8 +128,8 @@ def read_shard(checkpoint: MetaCheckpoint, index: int) -> dict[str, StoredTensor
         LLMError: If it is damaged, refused, or does not hold what params.json describes.
     """
     path = checkpoint.shards[index]
-    tensors = shard_contents(path)
-    _check_tensors(path, tensors, checkpoint.params, checkpoint.embeddings, checkpoint.degree)
+    tensors = weights_of(shard_contents(path))
+    _check_tensors(checkpoint, path, tensors)
     return tensors
 
 
@@ -170,11 +172,14 @@ def _checkpoint_folder(folder: Path) -> Path:
     if "config.json" in names:
         what = f"{folder} is no checkpoint in Meta's format: it has no consolidated.00.pth"
         why = "it is a Hugging Face folder"
-        fix = "recipes/inference/generate.py runs it; reshard.py --to meta converts it"
+        model = quote(str(folder))
+        fix = f"recipes/inference/generate.py --model {model} runs it;\n"
+        fix += f"recipes/inference/reshard.py --model {model} --to meta converts it"
         raise LLMError(what, why, fix)
     if PARAMS in names:
         return folder
     what = f"{folder} is no checkpoint in Meta's format: it has no consolidated.00.pth"
+    names |= {f"{ORIGINAL}/{name}" for name in ("mp8", "mp16")}  # of 3.1 405B
     inner = sorted(name for name in names if _has_shards(folder / name))[:3]
     fix = "name the folder that holds params.json and consolidated.00.pth"
     if inner:
@@ -223,11 +228,17 @@ def _tokenizer(folder: Path, given: Path | None) -> tuple[Path | None]:
     return (None,)
 
 
-def _sizes(path: Path) -> ShardSizes:
+def _first(
+    folder: Path, shards: Sequence[str]
+) -> tuple[ShardSizes, dict[str, StoredTensor]] | None:
+    """What follows from the first shard that is there, and its weights."""
+    if not shards:
+        return None
+    path = folder / shards[0]
     tensors = shard_contents(path)
     sizes = shard_sizes(tensors)
     if isinstance(sizes, ShardSizes):
-        return sizes
+        return sizes, weights_of(tensors)
     if any(name.startswith("model.layers.") for name in tensors):
         sizes.append("its names are Hugging Face's: a file renamed is not converted")
     raise LLMError(f"{path} is no shard of a Llama", "\n".join(sizes), AGAIN)
@@ -307,10 +318,9 @@ def _checkpoint(
     sizes: ShardSizes,
     tokenizer: Path | None,
     sidecar: Path | None,
-    config: Mapping[str, Any] | None,
     rope_factor: float | None,
 ) -> MetaCheckpoint:
-    theirs, context = None, None
+    config, theirs, context = _config(sidecar), None, None
     if sidecar is not None and config is not None:
         theirs = params_of_config(config, sidecar / "config.json")
         stated = config.get("max_position_embeddings")
@@ -328,7 +338,6 @@ def _checkpoint(
         faults += _tokenizer_faults(tokenizer, params)
     raise_all(faults)
     shards = tuple(folder / f"consolidated.{index:02d}.pth" for index in range(sizes.degree))
-    _check_tensors(shards[0], shard_contents(shards[0]), params, embeddings, sizes.degree)
     context = context or context_of(params)[0]
     return MetaCheckpoint(folder, raw, params, shards, embeddings, tokenizer, sidecar, context)
 
@@ -361,17 +370,13 @@ def _tokenizer_faults(tokenizer: Path, params: Params) -> list[LLMError]:
 
 
 def _check_tensors(
-    path: Path,
-    tensors: Mapping[str, StoredTensor],
-    params: Params,
-    embeddings: EmbeddingSplit,
-    degree: int,
+    checkpoint: MetaCheckpoint, path: Path, tensors: Mapping[str, StoredTensor]
 ) -> None:
     expected = {
-        name: shard_shape(tensor, params, degree)
-        for name, tensor in layout(params, embeddings).items()
+        name: shard_shape(tensor, checkpoint.params, checkpoint.degree)
+        for name, tensor in layout(checkpoint.params, checkpoint.embeddings).items()
     }
-    if degree == 1 or embeddings == "rows":  # else it is no shard of the embeddings
-        expected = {n: shape for n, shape in expected.items() if n != OUTPUT or n in tensors}
+    if OUTPUT not in tensors and (checkpoint.degree == 1 or checkpoint.embeddings == "rows"):
+        del expected[OUTPUT]  # tied: the embeddings' rows are those of the output head
     found = {name: tensor.shape for name, tensor in tensors.items()}
     raise_all(name_faults(found, expected, f"{path} is not what {PARAMS} describes", AGAIN))

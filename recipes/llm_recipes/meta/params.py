@@ -351,7 +351,7 @@ def _factor_for(params: Params) -> str:
     factors = {release.rope_factor for release in like}
     if len(factors) == 1:
         names = " and ".join(release.name for release in like)
-        return f"--rope-factor {factors.pop():g}, if it is what its sizes are those of: {names}"
+        return f"--rope-factor {factors.pop():g}: its sizes are those of {names}"
     return "--rope-factor 8 for what comes from Llama 3.1 or 3.3, --rope-factor 32 for 3.2"
 
 

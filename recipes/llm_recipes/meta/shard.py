@@ -8,9 +8,12 @@ A shard's table of contents is read and no weight; pickles that hold more than d
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -27,11 +30,11 @@ from llm_recipes.stored_weights import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FREQUENCIES = "rope.freqs"  # in old checkpoints: what follows from the sizes
+FREQUENCIES = "rope.freqs"  # of old checkpoints
 
 
 def shard_contents(path: Path) -> dict[str, StoredTensor]:
-    """All weights of a shard by name.
+    """All tensors of a shard by name; see `weights_of`.
 
     Raises:
         LLMError: If it cannot be read, is damaged, wants to run code, or holds no weights as they
@@ -46,11 +49,17 @@ def shard_contents(path: Path) -> dict[str, StoredTensor]:
         raise unreadable(path, error) from error
     if start == LFS_POINTER:
         why = "it is a pointer of git-lfs: the clone did not fetch the weights"
-        raise LLMError(f"{path} holds no weights", why, f"cd {path.parent} && git lfs pull")
+        fix = f"cd {quote(str(path.parent))} && git lfs pull"
+        raise LLMError(f"{path} holds no weights", why, fix)
     if not start:
         raise cut_off(path, "it is empty")
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        size = path.stat().st_size
+        raise cut_off(path, f"it has {size} bytes and ends before its table of contents")
     try:
-        tensors = torch_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols of pickles, which say less than a fault
+            tensors = torch_weights(path)
     except RuntimeError as error:  # a kind of tensor that has no place in a file
         raise cut_off(path, first_line(error)) from error
     if not tensors:
@@ -61,6 +70,11 @@ def shard_contents(path: Path) -> dict[str, StoredTensor]:
         kinds = ", ".join(sorted(others)).replace("torch.", "")
         fix = "take the release in bfloat16: quantized weights in Meta's format are not read"
         raise LLMError(f"{path} holds quantized weights", f"tensors of type {kinds}", fix)
+    return tensors
+
+
+def weights_of(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """A shard's tensors without the rotary frequencies, which follow from the sizes."""
     return {name: t for name, t in tensors.items() if not name.endswith(FREQUENCIES)}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_recipes.meta.layout import EMBEDDINGS, OUTPUT, EmbeddingSplit
 from llm_recipes.meta.params import MULTIPLE_OF, ffn_width
+from llm_recipes.meta.shard import FREQUENCIES
 from llm_recipes.stored_weights import StoredTensor
 
 FIRST = "layers.0."
@@ -28,7 +29,8 @@ class ShardSizes:
     """What follows from the shapes in a shard.
 
     degree: shards that the model is split into. key_rows: rows of a layer's keys in this shard.
-    embeddings: how they are split; None: there is one shard, and they are whole.
+    embeddings: how they are split; None: there is one shard, and they are whole. head_size: None
+    if it does not follow, as in checkpoints that hold no rotary frequencies.
     """
 
     degree: int
@@ -38,6 +40,7 @@ class ShardSizes:
     key_rows: int
     vocabulary: int
     embeddings: EmbeddingSplit | None
+    head_size: int | None
 
 
 def shard_sizes(tensors: Mapping[str, StoredTensor]) -> ShardSizes | list[str]:
@@ -61,6 +64,7 @@ def shard_sizes(tensors: Mapping[str, StoredTensor]) -> ShardSizes | list[str]:
     if degree > 1:
         split = "rows" if columns == dim else "columns"
     layers = {found[1] for name in tensors if (found := re.match(r"layers\.(\d+)\.", name))}
+    frequencies = [t.count for name, t in tensors.items() if name.endswith(FREQUENCIES)]
     return ShardSizes(
         degree=degree,
         dim=dim,
@@ -69,6 +73,7 @@ def shard_sizes(tensors: Mapping[str, StoredTensor]) -> ShardSizes | list[str]:
         key_rows=shapes[KEYS][0],
         vocabulary=tokens * degree if split == "rows" else tokens,
         embeddings=split,
+        head_size=2 * frequencies[0] if frequencies else None,
     )
 
 
@@ -90,10 +95,14 @@ def contradictions(raw: Mapping[str, Any], sizes: ShardSizes) -> list[str]:
     vocabulary = raw.get("vocab_size")
     if vocabulary not in (None, -1, sizes.vocabulary):
         lines.append(f"vocab_size is {vocabulary}, and the tensors have {sizes.vocabulary}")
-    if dim == sizes.dim:
-        kv_heads, size = raw.get("n_kv_heads") or heads, dim // heads
-        rows = size * max(1, kv_heads // sizes.degree)
-        if rows != sizes.key_rows:
-            said = f"n_heads {heads} and n_kv_heads {kv_heads} make {rows} rows of keys a shard"
-            lines.append(f"{said}, and {KEYS} has {sizes.key_rows}")
+    if dim != sizes.dim:
+        return lines
+    kv_heads, size = raw.get("n_kv_heads") or heads, dim // heads
+    if sizes.head_size not in (None, size):
+        said = f"n_heads {heads} makes heads of {size}"
+        lines.append(f"{said}, and the rotary frequencies are for {sizes.head_size}")
+    rows = size * max(1, kv_heads // sizes.degree)
+    if rows != sizes.key_rows:
+        said = f"n_heads {heads} and n_kv_heads {kv_heads} make {rows} rows of keys a shard"
+        lines.append(f"{said}, and {KEYS} has {sizes.key_rows}")
     return lines
