@@ -10,24 +10,32 @@ shards follows from the shapes in the first one, as does what params.json leaves
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeVar
 
 from llm_recipes.architecture import name_faults, read_json
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.meta.layout import OUTPUT, EmbeddingSplit, degree_faults, layout, shard_shape
 from llm_recipes.meta.params import Params, params_of, params_of_config, read_params
-from llm_recipes.meta.releases import context_of, releases_like
+from llm_recipes.meta.releases import context_of
 from llm_recipes.meta.shard import is_tied, shard_contents, shard_digest, shard_identity, weights_of
-from llm_recipes.meta.shard_sizes import ShardSizes, contradictions, shard_sizes
+from llm_recipes.meta.shard_names import (
+    AGAIN,
+    ORIGINAL,
+    PARAMS,
+    checkpoint_folder,
+    has_shards,
+    names_in,
+    shard_faults,
+    shard_name,
+    shard_names,
+)
+from llm_recipes.meta.shard_sizes import ShardSizes, shard_sizes
 from llm_recipes.meta.tokenizer_files import tokenizer_kind, vocabulary_size
-from llm_recipes.model_folder import no_such_folder
-from llm_recipes.stored_weights import StoredTensor, unreadable
+from llm_recipes.stored_weights import StoredTensor
 
 __all__ = [
     "PARAMS",
@@ -42,11 +50,8 @@ __all__ = [
     "shard_identity",
 ]
 SIDECAR = "huggingface"  # folder in a checkpoint's: what Hugging Face has and Meta's files lack
-ORIGINAL = "original"  # folder in a Hugging Face folder: what Meta has
-PARAMS, TOKENIZER = "params.json", "tokenizer.model"
-SHARD = re.compile(r"consolidated\.(\d\d|[1-9]\d\d+)\.pth")
+TOKENIZER = "tokenizer.model"
 ROWS_FROM = 100_000  # tokens; Llama 1 and 2 have 32,000, Llama 3 has 128,256
-AGAIN = "params.json and all shards must come from the same download: copy them again"
 Value = TypeVar("Value")
 
 
@@ -84,10 +89,10 @@ def is_meta_folder(folder: Path) -> bool:
     Raises:
         LLMError: If the folder cannot be read.
     """
-    names = _names(folder)
-    if PARAMS in names or any(SHARD.fullmatch(name) for name in names):
+    names = names_in(folder)
+    if PARAMS in names or shard_names(names):
         return True
-    return "config.json" not in names and _has_shards(folder / ORIGINAL)
+    return "config.json" not in names and has_shards(folder / ORIGINAL)
 
 
 def find_checkpoint(
@@ -103,17 +108,17 @@ def find_checkpoint(
     Raises:
         LLMError, ExceptionGroup: Everything that is missing or does not fit together.
     """
-    folder = _checkpoint_folder(folder.expanduser())
+    folder = checkpoint_folder(folder.expanduser())
     faults: list[LLMError] = []
     raw = _attempt(faults, lambda: read_params(folder / PARAMS))
     found = _attempt(faults, lambda: _tokenizer(folder, tokenizer))
-    names = _names(folder)
-    shards = sorted((name for name in names if SHARD.fullmatch(name)), key=_index)
+    names = names_in(folder)
+    shards = shard_names(names)
     sizes, first = None, _attempt(faults, lambda: _first(folder, shards))
     if first is not None:
         sizes, tensors = first
     sidecar = _sidecar(folder)
-    faults += _shard_faults(folder, names, shards, raw, sizes)
+    faults += shard_faults(folder, names, shards, raw, sizes)
     raise_all(faults)
     assert raw is not None and sizes is not None and found is not None
     checkpoint = _checkpoint(folder, raw, sizes, found[0], sidecar, rope_factor)
@@ -160,51 +165,6 @@ def check_same_model(checkpoint: MetaCheckpoint, identities: Sequence[str]) -> N
     raise LLMError(what, why, AGAIN)
 
 
-def _checkpoint_folder(folder: Path) -> Path:
-    """The folder that has the files: this one, or its `original`, as on Meta's hub pages."""
-    if not folder.is_dir():
-        raise no_such_folder(str(folder), "give a folder with params.json and consolidated.00.pth")
-    names = _names(folder)
-    if any(SHARD.fullmatch(name) for name in names):
-        return folder
-    if _has_shards(folder / ORIGINAL):
-        return folder / ORIGINAL
-    if "config.json" in names:
-        what = f"{folder} is no checkpoint in Meta's format: it has no consolidated.00.pth"
-        why = "it is a Hugging Face folder"
-        model = quote(str(folder))
-        fix = f"recipes/inference/generate.py --model {model} runs it;\n"
-        fix += f"recipes/inference/reshard.py --model {model} --to meta converts it"
-        raise LLMError(what, why, fix)
-    if PARAMS in names:
-        return folder
-    what = f"{folder} is no checkpoint in Meta's format: it has no consolidated.00.pth"
-    names |= {f"{ORIGINAL}/{name}" for name in ("mp8", "mp16")}  # of 3.1 405B
-    inner = sorted(name for name in names if _has_shards(folder / name))[:3]
-    fix = "name the folder that holds params.json and consolidated.00.pth"
-    if inner:
-        fix = "one of these? " + ", ".join(str(folder / name) for name in inner)
-    raise LLMError(what, "nor has it params.json", fix)
-
-
-def _names(folder: Path) -> set[str]:
-    try:
-        return {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise unreadable(folder, error) from error
-
-
-def _has_shards(folder: Path) -> bool:
-    try:
-        return any(SHARD.fullmatch(path.name) for path in folder.iterdir())
-    except OSError:
-        return False
-
-
-def _index(name: str) -> int:
-    return int(name.split(".")[1])
-
-
 def _attempt(faults: list[LLMError], work: Callable[[], Value]) -> Value | None:
     """What `work` returns; None if it raises faults, which are kept."""
     found: list[Value] = []
@@ -242,61 +202,6 @@ def _first(
     if any(name.startswith("model.layers.") for name in tensors):
         sizes.append("its names are Hugging Face's: a file renamed is not converted")
     raise LLMError(f"{path} is no shard of a Llama", "\n".join(sizes), AGAIN)
-
-
-def _shard_faults(
-    folder: Path,
-    names: set[str],
-    shards: Sequence[str],
-    raw: Mapping[str, Any] | None,
-    sizes: ShardSizes | None,
-) -> list[LLMError]:
-    """Shards that are missing or too many, and what params.json says otherwise than the tensors."""
-    if not shards:
-        what, why = f"{folder} holds no shards", "there is no file consolidated.00.pth"
-        return [LLMError(what, why, "copy it again as a whole")]
-    faults = []
-    degree = sizes.degree if sizes is not None else _index(shards[-1]) + 1
-    expected = [f"consolidated.{index:02d}.pth" for index in range(degree)]
-    missing = [name for name in expected if name not in names]
-    odd = {n for n in names if n.startswith("consolidated.") and n.endswith(".pth")}
-    extra = sorted(odd - set(expected))
-    release = _release(raw, sizes)
-    if extra:
-        what = f"{folder} has {len(shards)} shards, and its tensors are split over {degree}"
-        if len(shards) <= degree:
-            what = f"{folder} has shards that do not belong to it"
-        why = f"too many: {_some(extra)}" + (f"\nmissing: {_some(missing)}" if missing else "")
-        fix = "move away what does not belong to it, or copy all shards again"
-        faults.append(LLMError(what, why + release, fix))
-    elif missing:
-        what = f"{folder} has {len(shards)} of {degree} shards"
-        verb = "is" if len(missing) == 1 else "are"
-        why = f"{_some(missing)} {verb} missing{release}"
-        faults.append(LLMError(what, why, "copy or download it again as a whole"))
-    if raw is not None and sizes is not None:
-        lines = contradictions(raw, sizes)
-        if lines:
-            what = f"{folder / PARAMS} contradicts {shards[0]}"
-            faults.append(LLMError(what, "\n".join(lines), AGAIN))
-    return faults
-
-
-def _some(names: Sequence[str]) -> str:
-    left = len(names) - 8
-    return ", ".join(names[:8]) + (f" and {left} more" if left > 0 else "")
-
-
-def _release(raw: Mapping[str, Any] | None, sizes: ShardSizes | None) -> str:
-    """A line that says how many shards the release of these sizes has."""
-    if raw is None or sizes is None or contradictions(raw, sizes):
-        return ""
-    unscaled = {**raw, "use_scaled_rope": False}
-    like = releases_like(params_of(unscaled, sizes.vocabulary, None, Path(PARAMS)))
-    if not like:
-        return ""
-    names = " and ".join(f"{release.name} ({release.degree} shards)" for release in like)
-    return f"\nits sizes are those of {names}"
 
 
 def _sidecar(folder: Path) -> Path | None:
@@ -337,7 +242,7 @@ def _checkpoint(
     if tokenizer is not None:
         faults += _tokenizer_faults(tokenizer, params)
     raise_all(faults)
-    shards = tuple(folder / f"consolidated.{index:02d}.pth" for index in range(sizes.degree))
+    shards = tuple(folder / shard_name(index) for index in range(sizes.degree))
     context = context or context_of(params)[0]
     return MetaCheckpoint(folder, raw, params, shards, embeddings, tokenizer, sidecar, context)
 

@@ -6,18 +6,16 @@ params = params_of(read_params(path), 32000, None, path)
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.meta.releases import releases_like
+from llm_recipes.meta.settings import Checks, read_object, shown
 
-LARGEST_FILE = 1 << 20  # bytes; Meta's have a few hundred
 MOST_LAYERS = 10_000
 LARGEST_SIZE = 1 << 31
 LARGEST_THETA = 1e12
@@ -80,10 +78,10 @@ def read_params(path: Path) -> dict[str, Any]:
     Raises:
         LLMError: With everything that is missing or wrong in it.
     """
-    raw = _read_object(path)
+    raw = read_object(path)
     if isinstance(raw.get("model"), dict):
         raw = raw["model"]
-    wrong = _Checks(raw)
+    wrong = Checks(raw)
     wrong.number("dim", int, largest=LARGEST_SIZE)
     wrong.number("n_layers", int, largest=MOST_LAYERS)
     wrong.number("n_heads", int, largest=LARGEST_SIZE)
@@ -95,9 +93,7 @@ def read_params(path: Path) -> dict[str, Any]:
     if raw.get("vocab_size") != -1:
         wrong.number("vocab_size", int, optional=True, largest=LARGEST_SIZE)
     if not isinstance(raw.get("use_scaled_rope"), bool | None):
-        wrong.lines.append(
-            f"use_scaled_rope is {_shown(raw['use_scaled_rope'])}, not true or false"
-        )
+        wrong.lines.append(f"use_scaled_rope is {shown(raw['use_scaled_rope'])}, not true or false")
     if not wrong.lines:
         kv_heads = raw.get("n_kv_heads") or raw["n_heads"]
         wrong.lines += _head_faults(raw["dim"], raw["n_heads"], kv_heads)
@@ -246,7 +242,7 @@ def params_of_config(config: Mapping[str, Any], path: Path) -> Params:
         LLMError, ExceptionGroup: What is wrong in it, and what Meta's format has no place for.
     """
     rope = _rope(config)
-    wrong = _Checks({"rope_theta": ROPE_THETA, "rms_norm_eps": 1e-6, **config, **rope})
+    wrong = Checks({"rope_theta": ROPE_THETA, "rms_norm_eps": 1e-6, **config, **rope})
     for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         wrong.number(key, int, largest=LARGEST_SIZE)
     wrong.number("num_hidden_layers", int, largest=MOST_LAYERS)
@@ -286,47 +282,6 @@ def params_of_config(config: Mapping[str, Any], path: Path) -> Params:
         rope_theta=float(found["rope_theta"]),
         rope_factor=float(found["factor"]) if scaled else None,
     )
-
-
-class _Checks:
-    """Collects what is wrong with the values of a file. values: by key; lines: the faults."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.lines: list[str] = []
-
-    def number(self, key: str, kind: type, *, optional: bool = False, largest: float = inf) -> None:
-        """The value must be a number above 0; whole if kind is int; optional: null or absent."""
-        value = self.values.get(key)
-        wanted = "a whole number above 0" if kind is int else "a number above 0"
-        if value is None:
-            if not optional:
-                self.lines.append(f"{key} is missing: {wanted}")
-        elif type(value) not in ((int,) if kind is int else (int, float)) or not 0 < value < inf:
-            self.lines.append(f"{key} is {_shown(value)}, not {wanted}")
-        elif value > largest:
-            self.lines.append(f"{key} is {_shown(value)}, more than {largest:.0f}")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        if path.exists() and not path.is_file():
-            raise LLMError(f"cannot read {path}", "it is no file")
-        with open(path, "rb") as file:
-            text = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        fix = "see whether it is there and may be read: ls -l"
-        raise LLMError(f"cannot read {path}", error.strerror or str(error), fix) from error
-    if len(text) > LARGEST_FILE:
-        why = f"it has more than {LARGEST_FILE} bytes, and Meta's have a few hundred"
-        raise LLMError(f"{path} is not as it should be", why, "copy it again")
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LLMError(f"{path} is not JSON", str(error), "copy it again") from error
-    if not isinstance(raw, dict):
-        raise LLMError(f"{path} is not as it should be", "it holds no JSON object", "copy it again")
-    return raw
 
 
 def _head_faults(dim: int, heads: int, kv_heads: int) -> list[str]:
@@ -409,13 +364,8 @@ def _foreign(found: Mapping[str, Any]) -> list[str]:
             "original_max_position_embeddings": lambda value: value == ORIGINAL_CONTEXT,
         }
     lines = [
-        f"{key} is {_shown(found.get(key))}"
+        f"{key} is {shown(found.get(key))}"
         for key, check in is_llama.items()
         if not check(found.get(key))
     ]
     return lines
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
