@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
 from llm_recipes.meta.chat_templates import LLAMA_2, LLAMA_3
 from llm_recipes.meta.tokenizer_files import (
+    CONTROL,
+    NORMAL,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
     rank_lines,
     read_ranks,
     read_sentencepiece,
@@ -22,7 +29,7 @@ from llm_recipes.meta.tokenizer_files import (
     tokenizer_kind,
     vocabulary_size,
 )
-from llm_recipes.model_folder import TOKENIZER_FILES, first_line
+from llm_recipes.model_folder import first_line
 
 __all__ = [
     "load_tokenizer",
@@ -32,7 +39,8 @@ __all__ = [
     "write_hf_tokenizer",
     "write_meta_tokenizer",
 ]
-FILE = "tokenizer.model"
+FILE, HF_FILE = "tokenizer.model", "tokenizer.json"
+BEGIN = "<|begin_of_text|>"
 # What ends a text or a turn of Llama 3's; the last is for calls of tools.
 ENDS = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 # tiktoken's pattern for Llama 3, which splits a text into what merges never cross.
@@ -57,7 +65,9 @@ def load_tokenizer(tokenizer: Path | None, sidecar: Path | None, chat: bool) -> 
     Raises:
         LLMError, ExceptionGroup: If there is none, or it is damaged.
     """
-    if sidecar is not None and any((sidecar / name).is_file() for name in TOKENIZER_FILES):
+    if tokenizer is None and sidecar is not None and (sidecar / FILE).is_file():
+        tokenizer = sidecar / FILE
+    if sidecar is not None and (sidecar / HF_FILE).is_file():
         found = _load_hf(sidecar)
     elif tokenizer is None:
         why = "there is no tokenizer.model in the folder or the one above it"
@@ -113,18 +123,19 @@ def write_meta_tokenizer(hf_folder: Path, folder: Path) -> bool:
     """Write tokenizer.model for a Hugging Face folder: its own, or one made of tokenizer.json.
 
     Returns:
-        Whether there was something to make it of: a tokenizer.model, or a byte-level BPE.
+        Whether there was something to make it of: a tokenizer.model, or a tokenizer.json that
+        works as Llama 3's.
 
     Raises:
-        LLMError: If tokenizer.json is no JSON.
+        LLMError, ExceptionGroup: If tokenizer.json is no JSON, or tokenizer.model damaged.
     """
     for source in (hf_folder / FILE, hf_folder / "original" / FILE):
         if source.is_file():
-            tokenizer_kind(source)
+            vocabulary_size(source)  # damage is found here and not when the copy is used
             shutil.copyfile(source, folder / FILE)
             return True
-    source = hf_folder / "tokenizer.json"
-    tokens = _byte_level_tokens(_read_json(source)) if source.is_file() else None
+    source = hf_folder / HF_FILE
+    tokens = _llama_3_tokens(_read_json(source)) if source.is_file() else None
     if tokens is None:
         return False
     (folder / FILE).write_bytes(rank_lines(iter(tokens)))
@@ -133,43 +144,40 @@ def write_meta_tokenizer(hf_folder: Path, folder: Path) -> bool:
 
 def _from_sentencepiece(path: Path) -> Any:
     model = read_sentencepiece(path)
-    if not (model.is_bpe and model.is_plain):
-        why = "it does not merge pairs, or it changes texts before: Llama's does neither"
+    if not (model.is_bpe and model.is_plain) or None in (model.bos, model.eos, model.unk):
+        why = "it merges no pairs, changes texts before, or has no BOS, EOS or unknown piece"
         raise LLMError(f"{path} is no tokenizer of a Llama", why, "give the model's own")
-    from tokenizers import decoders, normalizers
-    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+    from tokenizers.models import BPE
 
-    with tempfile.TemporaryDirectory(prefix="llm-tokenizer-") as folder:
-        shutil.copyfile(path, Path(folder) / FILE)
-        try:
-            read = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
-        except Exception as error:  # for a damaged model, libraries raise what they like
-            raise LLMError(f"{path} is damaged", first_line(error), "copy it again") from None
-    backend = read.backend_tokenizer
-    # LlamaTokenizer leaves the space in front out if a text begins with one: SentencePiece puts it
-    # there always, which is here also the case after each BOS or EOS in a chat.
+    # transformers' own way is not taken: it merges in the order of the ids where SentencePiece goes
+    # by the scores, which differ for runs of spaces, and it leaves the space in front out where a
+    # text begins with one.
+    vocabulary = {piece.text: number for number, piece in enumerate(model.pieces)}
+    unk, bos, eos, pad = (
+        None if number is None else model.pieces[number].text
+        for number in (model.unk, model.bos, model.eos, model.pad)
+    )
+    merges = _scored_merges(model.pieces)
+    backend = Tokenizer(BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
     spaces = [normalizers.Replace(" ", SPACE)]
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(SPACE), *spaces] if model.dummy_prefix else spaces
-    )
-    backend.pre_tokenizer = None
     shown = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    strip = [decoders.Strip(" ", 1, 0)] if model.dummy_prefix else []
-    backend.decoder = decoders.Sequence([*shown, *strip])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=read.bos_token,
-        eos_token=read.eos_token,
-        unk_token=read.unk_token,
-        clean_up_tokenization_spaces=False,
-    )
+    if model.dummy_prefix:  # of each text between BOS and EOS in a chat, as with Meta's code
+        spaces = [normalizers.Prepend(SPACE), *spaces]
+        shown = [*shown, decoders.Strip(" ", 1, 0)]
+    backend.normalizer = normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(shown)
+    marks = [piece.text for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
+    backend.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in marks])
+    given = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+    backend.add_tokens([AddedToken(text, normalized=False) for text in given])
+    return _wrapped(backend, bos_token=bos, eos_token=eos, unk_token=unk, pad_token=pad)
 
 
 def _from_tiktoken(path: Path) -> Any:
     ranks = read_ranks(path)
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
 
     shown = {token: _shown(token) for token in ranks}
     merges = [(shown[left], shown[right]) for left, right in _merges(ranks)]
@@ -182,19 +190,44 @@ def _from_tiktoken(path: Path) -> Any:
     backend.decoder = decoders.ByteLevel()
     names = special_tokens()
     backend.add_special_tokens([AddedToken(n, normalized=False, special=True) for n in names])
-    begin, end = names[:2]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A",
-        pair=f"{begin} $A {begin}:1 $B:1",
-        special_tokens=[(begin, len(ranks))],
+    return _wrapped(
+        backend, bos_token=BEGIN, eos_token=ENDS[0], pad_token="<|finetune_right_pad_id|>"
     )
-    return PreTrainedTokenizerFast(
+
+
+def _wrapped(backend: Any, bos_token: str | None, **tokens: str | None) -> Any:
+    """transformers' tokenizer, which puts BOS in front."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    backend.post_processor = TemplateProcessing(
+        single=f"{bos_token} $A",
+        pair=f"{bos_token} $A {bos_token}:1 $B:1",
+        special_tokens=[(bos_token, backend.token_to_id(bos_token))],
+    )
+    wrapper: Any = PreTrainedTokenizerFast
+    return wrapper(
         tokenizer_object=backend,
-        bos_token=begin,
-        eos_token=end,
-        pad_token="<|finetune_right_pad_id|>",
+        bos_token=bos_token,
         clean_up_tokenization_spaces=False,
+        **{name: token for name, token in tokens.items() if token is not None},
     )
+
+
+def _scored_merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
+    """Pairs that make pieces, in the order in which SentencePiece would merge them.
+
+    The best score goes first, then what stands further left. Llama's runs of spaces share one
+    score: the longest left part first makes each run grow from the left, as there.
+    """
+    mergeable = {piece.text: piece.score for piece in pieces if piece.type in (NORMAL, UNUSED)}
+    pairs = [
+        (-score, -cut, text[:cut], text[cut:])
+        for text, score in mergeable.items()
+        for cut in range(1, len(text))
+        if text[:cut] in mergeable and text[cut:] in mergeable
+    ]
+    return [(left, right) for _, _, left, right in sorted(pairs)]
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -227,20 +260,36 @@ def _known(tokenizer: Any, name: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _byte_level_tokens(settings: dict[str, Any]) -> list[bytes] | None:
-    """Tokens of a byte-level BPE tokenizer.json in the order of their ids; None: it is another."""
-    model = settings.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict):
+def _llama_3_tokens(settings: dict[str, Any]) -> list[bytes] | None:
+    """Tokens of a tokenizer.json in the order of their ids; None: it doesn't work as Llama 3's.
+
+    A file of ranks says nothing of how texts are split before, nor of what special tokens there
+    are: programs that read one take Llama 3's.
+    """
+    try:
+        vocabulary: dict[str, int] = settings["model"]["vocab"]
+        special = {token["content"]: token["id"] for token in settings["added_tokens"]}
+        plain = {text: number for text, number in vocabulary.items() if text not in special}
+        ordered = sorted(plain, key=lambda text: plain[text])
+        fits = (
+            settings.get("normalizer") is None
+            and PATTERN in _patterns(settings["pre_tokenizer"])
+            and [plain[text] for text in ordered] == list(range(len(plain)))
+            and special.get(BEGIN) == len(plain)
+            and special.get(ENDS[0]) == len(plain) + 1
+            and max(special.values()) < len(plain) + SPECIAL_TOKENS
+        )
+        byte_of = {char: byte for byte, char in enumerate(_byte_characters())}
+        tokens = [bytes(byte_of[char] for char in text) for text in ordered] if fits else []
+    except (KeyError, TypeError, AttributeError):
         return None
-    special = {token["id"] for token in settings.get("added_tokens", [])}
-    ordered = sorted((i, text) for text, i in vocabulary.items() if i not in special)
-    byte_of = {char: byte for byte, char in enumerate(_byte_characters())}
-    whole = all(char in byte_of for _, text in ordered for char in text)
-    if not whole or [i for i, _ in ordered] != list(range(len(ordered))):
-        return None
-    tokens = [bytes(byte_of[char] for char in text) for _, text in ordered]
     return tokens if {bytes([byte]) for byte in range(256)} <= set(tokens) else None
+
+
+def _patterns(splitting: dict[str, Any]) -> list[str]:
+    """Expressions by which a pre-tokenizer splits a text."""
+    parts = splitting.get("pretokenizers", [splitting])
+    return [part["pattern"]["Regex"] for part in parts if part.get("type") == "Split"]
 
 
 def _shown(token: bytes) -> str:

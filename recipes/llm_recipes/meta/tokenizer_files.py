@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.model_folder import LFS_POINTER
@@ -23,25 +24,50 @@ LARGEST_FILE = 1 << 27  # bytes; Llama 3's has 2 MB
 RANK_LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2})[ \t]+(\d+)\r?")
 MOST_LINES_SHOWN = 5
 SPECIAL_TOKENS = 256  # that follow the ranks of Llama 3's tokenizer
-# Fields and wire types of sentencepiece_model.proto, and protobuf's encoding of them.
-PIECES, TRAINER, NORMALIZER = 1, 2, 3
-MODEL_TYPE, BPE_MODEL = 3, 2  # in the trainer's settings
+# Fields and values of sentencepiece_model.proto, and protobuf's encoding of them.
+# Source: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+PIECE, TRAINER, NORMALIZER = 1, 2, 3
+TEXT, SCORE, TYPE = 1, 2, 3  # of a piece
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+MODEL_TYPE, UNK, BOS, EOS, PAD = 3, 40, 41, 42, 43  # in the trainer's settings
+BPE_MODEL = 2
 CHARACTER_MAP, DUMMY_PREFIX, EXTRA_SPACES, ESCAPED_SPACES = 2, 3, 4, 5  # in the normalizer's
+TRAINER_DEFAULTS: dict[int, int | bytes] = {MODEL_TYPE: 1, UNK: 0, BOS: 1, EOS: 2, PAD: 1 << 63}
+NORMALIZER_DEFAULTS: dict[int, int | bytes] = {
+    CHARACTER_MAP: b"",
+    DUMMY_PREFIX: 1,
+    EXTRA_SPACES: 1,
+    ESCAPED_SPACES: 1,
+}
+PLAIN = {CHARACTER_MAP: b"", EXTRA_SPACES: 0, ESCAPED_SPACES: 1}
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An entry of a SentencePiece vocabulary. The pair of the best score is merged first."""
+
+    text: str
+    score: float
+    type: int
 
 
 @dataclass(frozen=True)
 class SentencePieceModel:
     """What of a SentencePiece model matters to whoever imitates it.
 
-    pieces: entries of the vocabulary. dummy_prefix: a space is put in front of a text. is_bpe: it
-    merges pairs. is_plain: texts are taken as they are, but for that space.
+    dummy_prefix: a space is put in front of a text. is_bpe: it merges pairs. is_plain: texts are
+    taken as they are, but for that space. unk, bos, eos, pad: ids; None: there is no such piece.
     """
 
-    pieces: int
+    pieces: tuple[Piece, ...]
     is_bpe: bool
     is_plain: bool
     dummy_prefix: bool
+    unk: int | None
+    bos: int | None
+    eos: int | None
+    pad: int | None
 
 
 def tokenizer_kind(path: Path) -> Kind:
@@ -63,7 +89,7 @@ def tokenizer_kind(path: Path) -> Kind:
     lines = start.split(b"\n")
     if RANK_LINE.fullmatch(lines[0]):
         return "tiktoken"
-    if start[0] == PIECES << 3 | BYTES and b"\n" in start[1:12]:  # a piece, and its text in it
+    if start[0] == PIECE << 3 | BYTES and b"\n" in start[1:12]:  # a piece, and its text in it
         return "sentencepiece"
     why = "it is neither a SentencePiece model nor lines of `base64 rank`"
     fix = "Meta's download has it as tokenizer.model; copy it again"
@@ -78,7 +104,7 @@ def vocabulary_size(path: Path) -> int:
     """
     if tokenizer_kind(path) == "tiktoken":
         return len(read_ranks(path)) + SPECIAL_TOKENS
-    return read_sentencepiece(path).pieces
+    return len(read_sentencepiece(path).pieces)
 
 
 def special_tokens() -> list[str]:
@@ -127,7 +153,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         raise LLMError(f"{path} is damaged", why, "copy it again")
     absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if absent:
-        why = f"{len(absent)} of the 256 single bytes have no rank: {bytes(absent[:1])!r} and others"
+        why = f"{len(absent)} of the 256 single bytes have no rank, such as {absent[0]}"
         raise LLMError(f"{path} is damaged", why, "copy it again")
     return dict(sorted(ranks.items(), key=lambda token: token[1]))
 
@@ -143,27 +169,41 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     Raises:
         LLMError: If it is cut off or no such model.
     """
-    data = _read(path, LARGEST_FILE)
-    pieces, trainer, normalizer = 0, None, None
+    pieces: list[Piece] = []
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
     try:
-        for field, value in _fields(data):
-            pieces += field == PIECES
-            trainer = dict(_fields(value)) if field == TRAINER else trainer
-            normalizer = dict(_fields(value)) if field == NORMALIZER else normalizer
-    except (ValueError, IndexError):
-        why = f"it ends or goes wrong in the middle of a piece, after {pieces} pieces"
+        for field, value in _fields(_read(path, LARGEST_FILE)):
+            if field == PIECE:
+                pieces.append(_piece(value))
+            elif field == TRAINER:
+                trainer = TRAINER_DEFAULTS | dict(_fields(value))
+            elif field == NORMALIZER:
+                normalizer = NORMALIZER_DEFAULTS | dict(_fields(value))
+    except (ValueError, LookupError, TypeError, struct.error):
+        why = f"it ends or goes wrong in the middle of a piece, after {len(pieces)} pieces"
         raise LLMError(f"{path} is damaged", why, "copy it again") from None
-    if trainer is None or normalizer is None:
-        why = f"it ends after {pieces} pieces, without the model's settings"
+    if not (trainer and normalizer):
+        why = f"it ends after {len(pieces)} pieces, without the model's settings"
         raise LLMError(f"{path} is damaged", why, "copy it again")
+    ids = [trainer[field] for field in (UNK, BOS, EOS, PAD)]  # of none: 2**64 - 1, for -1
+    unk, bos, eos, pad = (i if isinstance(i, int) and i < len(pieces) else None for i in ids)
     return SentencePieceModel(
-        pieces,
-        is_bpe=trainer.get(MODEL_TYPE) == _varint(BPE_MODEL),
-        is_plain=not normalizer.get(CHARACTER_MAP)
-        and normalizer.get(EXTRA_SPACES) == _varint(0)
-        and normalizer.get(ESCAPED_SPACES, _varint(1)) == _varint(1),
-        dummy_prefix=normalizer.get(DUMMY_PREFIX, _varint(1)) == _varint(1),
+        tuple(pieces),
+        is_bpe=trainer[MODEL_TYPE] == BPE_MODEL,
+        is_plain=all(normalizer[field] == value for field, value in PLAIN.items()),
+        dummy_prefix=normalizer[DUMMY_PREFIX] == 1,
+        unk=unk,
+        bos=bos,
+        eos=eos,
+        pad=pad,
     )
+
+
+def _piece(data: int | bytes) -> Piece:
+    found: dict[int, Any] = {TYPE: NORMAL, SCORE: bytes(4), **dict(_fields(data))}
+    (score,) = struct.unpack("<f", found[SCORE])
+    return Piece(found[TEXT].decode(), score, found[TYPE])
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -187,35 +227,32 @@ def _bad_line(path: Path, number: int, why: str) -> LLMError:
     return LLMError(f"{path} is damaged", f"line {number}: {why}", "copy it again")
 
 
-def _varint(value: int) -> bytes:
-    assert value < 128
-    return bytes([value])
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Fields of a protobuf message: number and content, a varint's as its bytes.
+def _fields(data: int | bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Fields of a protobuf message: number and content.
 
     Raises:
-        ValueError, IndexError: If it is cut off or no such message.
+        ValueError, IndexError, TypeError: If it is cut off or no such message.
     """
+    if isinstance(data, int):
+        raise TypeError("a number is no message")
     at = 0
     while at < len(data):
         tag, at = _number(data, at)
         kind = tag & 7
-        end = at
         if kind == VARINT:
-            _, end = _number(data, at)
-        elif kind == BYTES:
+            number, at = _number(data, at)
+            yield tag >> 3, number
+            continue
+        if kind == BYTES:
             length, at = _number(data, at)
-            end = at + length
         elif kind in (FIXED_32, FIXED_64):
-            end = at + (4 if kind == FIXED_32 else 8)
+            length = 4 if kind == FIXED_32 else 8
         else:
             raise ValueError("no such wire type")
-        if end > len(data):
+        if at + length > len(data):
             raise ValueError("cut off")
-        yield tag >> 3, data[at:end]
-        at = end
+        yield tag >> 3, data[at : at + length]
+        at += length
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
