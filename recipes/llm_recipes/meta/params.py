@@ -88,7 +88,7 @@ def read_params(path: Path) -> dict[str, Any]:
     wrong.number("norm_eps", float, largest=1)
     wrong.number("n_kv_heads", int, optional=True, largest=LARGEST_SIZE)
     wrong.number("multiple_of", int, optional=True, largest=LARGEST_SIZE)
-    wrong.number("ffn_dim_multiplier", float, optional=True, largest=1000)
+    wrong.number("ffn_dim_multiplier", float, optional=True, largest=LARGEST_SIZE)
     wrong.number("rope_theta", float, optional=True, largest=LARGEST_THETA)
     if raw.get("vocab_size") != -1:
         wrong.number("vocab_size", int, optional=True, largest=LARGEST_SIZE)
