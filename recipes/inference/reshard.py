@@ -19,17 +19,30 @@ Face's gets original/ (params.json, tokenizer.model). --plan shows what would be
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Literal
 
 from llm_recipes.cli import run_recipe
 from llm_recipes.folders import new_folder
-from llm_recipes.made_folder import RECORD, check_output, check_space, folder_files, made_again
+from llm_recipes.made_folder import (
+    RECORD,
+    check_output,
+    check_space,
+    existing_parent,
+    folder_files,
+    made_again,
+)
 from llm_recipes.record import start_record, write_record
 from llm_recipes.say import say
 
 RECIPE = "inference/reshard"
+# What the result depends on besides the model.
+SETTINGS = (
+    *("to", "model_parallel", "dtype", "shard_size", "embeddings"),
+    *("rope_factor", "context_length", "chat"),
+)
 
 
 def reshard(
@@ -69,6 +82,36 @@ def reshard(
         plan: Show what would be read and written, and write nothing.
         overwrite: Replace what this recipe made there before.
     """
+    settings = dict(locals())
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from llm_recipes.meta.resharding import convert, describe, in_units, prepare
+
+    start = time.monotonic()
+    folder = output.expanduser().absolute()
+    conversion = prepare(settings)
+    if plan:
+        free = shutil.disk_usage(existing_parent(folder)).free
+        print(describe(conversion, folder, free))
+        check_space(folder, conversion.bytes_written)
+        return
+    made_with = {name: settings[name] for name in SETTINGS}
+    made_with["model"] = conversion.source.digest
+    if made_again(folder, made_with):
+        say(f"nothing to do: {folder} is made of this model already")
+        return
+    check_output(folder, RECIPE, overwrite)
+    record = start_record(RECIPE, settings, "cpu")
+    record["made_with"] = made_with
+    with new_folder(folder) as staging:
+        facts = convert(conversion, staging, say)
+        seconds = time.monotonic() - start
+        record["model"] = {"path": str(folder), "source": str(conversion.source.folder), **facts}
+        files = folder_files(staging)
+        record["metrics"] = {"reshard_s": round(seconds, 1), "files": files}
+        write_record(staging / RECORD, record, "complete")
+    seconds = time.monotonic() - start  # until all is on the disk
+    size, rate = in_units(facts["bytes"]), facts["bytes"] / seconds / 1e9
+    print(f"model in {folder} ({size}, {facts['dtype']}, {seconds:.1f} s, {rate:.2g} GB/s)")
 
 
 if __name__ == "__main__":

@@ -95,11 +95,7 @@ def write_safetensors(
         LLMError: If a file cannot be read, or a weight is too large for fp16.
         OSError: If the folder cannot be written or is full.
     """
-    shards = _shards(tensors, dtype, shard_bytes)
-    files: dict[str, dict[str, TensorSource]] = {}
-    for number, shard in enumerate(shards, start=1):
-        place = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        files[f"{name}{place}.safetensors"] = shard
+    files = planned_files(tensors, dtype, shard_bytes, name)
     not_finite: list[str] = []
     with OpenFiles() as source, Progress("write", len(tensors), "tensors") as progress:
         for file, shard in files.items():
@@ -144,19 +140,26 @@ def target_dtype(tensor: TensorSource, dtype: torch.dtype | None) -> torch.dtype
     return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
 
 
-def _shards(
-    tensors: Mapping[str, TensorSource], dtype: torch.dtype | None, shard_bytes: int
-) -> list[dict[str, TensorSource]]:
+def planned_files(
+    tensors: Mapping[str, TensorSource],
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    name: str = "model",
+) -> dict[str, dict[str, TensorSource]]:
+    """The files that `write_safetensors` makes, and the tensors of each."""
     shards: list[dict[str, TensorSource]] = [{}]
     filled = 0
-    for name, tensor in tensors.items():
+    for key, tensor in tensors.items():
         size = tensor.count * target_dtype(tensor, dtype).itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append({})
             filled = 0
-        shards[-1][name] = tensor
+        shards[-1][key] = tensor
         filled += size
-    return shards
+    if len(shards) == 1:
+        return {f"{name}.safetensors": shards[0]}
+    of = f"of-{len(shards):05d}"
+    return {f"{name}-{n:05d}-{of}.safetensors": shard for n, shard in enumerate(shards, start=1)}
 
 
 def _write_file(
