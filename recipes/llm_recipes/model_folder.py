@@ -57,7 +57,7 @@ def find_model(name: str) -> ModelFolder:
         LLMError, ExceptionGroup: Everything that is missing or damaged, with what to do.
     """
     folder = Path(name).expanduser()
-    with _readable(folder):
+    with readable(folder):
         if not folder.is_dir():
             folder = _hub_folder(name)
         faults, weights = _check_folder(folder)
@@ -72,7 +72,7 @@ def find_adapter(name: str) -> Path:
         LLMError: What is missing or damaged.
     """
     folder = Path(name).expanduser()
-    with _readable(folder):
+    with readable(folder):
         if not folder.is_dir():
             folder = _hub_folder(name)
         missing = [] if (folder / "adapter_config.json").is_file() else ["adapter_config.json"]
@@ -98,7 +98,7 @@ def folder_digest(folder: Path) -> str:
         LLMError: If a file cannot be read.
     """
     found = sha256()
-    with _readable(folder):
+    with readable(folder):
         for file in sorted(folder.iterdir()):
             is_record = file.name == "run.json" or file.name.endswith(".run.json")
             known = file.suffix in WEIGHT_SUFFIXES + SETTING_SUFFIXES and not is_record
@@ -142,7 +142,12 @@ def _tensor_places(data: BinaryIO, size: int) -> list[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path) -> Iterator[None]:
+    """What the system refuses in the block becomes a fault of a user's.
+
+    Raises:
+        LLMError: If a file or a folder cannot be read.
+    """
     # Closed folders: on Python 3.11 even Path.is_file and its like raise for them.
     try:
         yield
@@ -234,7 +239,8 @@ def _not_a_model(folder: Path) -> LLMError:
         return LLMError(what, "it is a PEFT adapter", f"--model {base} --adapter {folder}")
     if any(folder.glob("*.gguf")):
         return LLMError(what, "it holds GGUF files", "use llama.cpp's tools for these (llama-cli)")
-    if (folder / "params.json").is_file():
+    is_hub = (folder / "original" / "params.json").is_file()  # Meta's files on its hub pages
+    if is_hub or (folder / "params.json").is_file():
         why = "it is a checkpoint in Meta's own format"
         fix = f"recipes/inference/sharded.py --model {quote(str(folder))} runs it as it is;\n"
         fix += f"recipes/inference/reshard.py --model {quote(str(folder))} --to hf converts it"

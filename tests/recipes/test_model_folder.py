@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_closed_folders_are_said_to_be(
     with pytest.raises(LLMError, match="cannot read") as caught:
         find(str(tmp_path))
     assert caught.value.why == "Permission denied"
+
+
+@pytest.mark.parametrize("inner", ["", "original"])
+def test_a_checkpoint_of_metas_is_said_to_be(inner: str, tmp_path: Path) -> None:
+    folder = tmp_path / "it's; ü"
+    (folder / inner).mkdir(parents=True)
+    (folder / inner / "params.json").write_text("{}")
+    with pytest.raises(LLMError, match=r"it has no config\.json") as caught:
+        find_model(str(folder))
+    assert "in Meta's own format" in caught.value.why
+    model = f"--model {shlex.quote(str(folder))}"
+    assert f"sharded.py {model} runs it" in caught.value.fix
+    assert f"reshard.py {model} --to hf converts it" in caught.value.fix
 
 
 def test_digest_of_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

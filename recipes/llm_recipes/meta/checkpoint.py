@@ -35,6 +35,7 @@ from llm_recipes.meta.shard_names import (
 )
 from llm_recipes.meta.shard_sizes import ShardSizes, shard_sizes
 from llm_recipes.meta.tokenizer_files import tokenizer_kind, vocabulary_size
+from llm_recipes.model_folder import readable
 from llm_recipes.stored_weights import StoredTensor
 
 __all__ = [
@@ -87,12 +88,13 @@ def is_meta_folder(folder: Path) -> bool:
     its own kind.
 
     Raises:
-        LLMError: If the folder cannot be read.
+        LLMError: If there is no such folder, or it cannot be read.
     """
-    names = names_in(folder)
-    if PARAMS in names or shard_names(names):
-        return True
-    return "config.json" not in names and has_shards(folder / ORIGINAL)
+    with readable(folder):
+        names = names_in(folder.expanduser())
+        if PARAMS in names or shard_names(names):
+            return True
+        return "config.json" not in names and has_shards(folder.expanduser() / ORIGINAL)
 
 
 def find_checkpoint(
@@ -108,22 +110,8 @@ def find_checkpoint(
     Raises:
         LLMError, ExceptionGroup: Everything that is missing or does not fit together.
     """
-    folder = checkpoint_folder(folder.expanduser())
-    faults: list[LLMError] = []
-    raw = _attempt(faults, lambda: read_params(folder / PARAMS))
-    found = _attempt(faults, lambda: _tokenizer(folder, tokenizer))
-    names = names_in(folder)
-    shards = shard_names(names)
-    sizes, first = None, _attempt(faults, lambda: _first(folder, shards))
-    if first is not None:
-        sizes, tensors = first
-    sidecar = _sidecar(folder)
-    faults += shard_faults(folder, names, shards, raw, sizes)
-    raise_all(faults)
-    assert raw is not None and sizes is not None and found is not None
-    checkpoint = _checkpoint(folder, raw, sizes, found[0], sidecar, rope_factor)
-    _check_tensors(checkpoint, checkpoint.shards[0], tensors)
-    return checkpoint
+    with readable(folder):
+        return _found(checkpoint_folder(folder.expanduser()), tokenizer, rope_factor)
 
 
 def read_shard(checkpoint: MetaCheckpoint, index: int) -> dict[str, StoredTensor]:
@@ -163,6 +151,24 @@ def check_same_model(checkpoint: MetaCheckpoint, identities: Sequence[str]) -> N
         why = "\n".join(f"one model: {', '.join(group)}" for group in groups.values())
     what = f"{checkpoint.folder} mixes shards of different models"
     raise LLMError(what, why, AGAIN)
+
+
+def _found(folder: Path, tokenizer: Path | None, rope_factor: float | None) -> MetaCheckpoint:
+    faults: list[LLMError] = []
+    raw = _attempt(faults, lambda: read_params(folder / PARAMS))
+    found = _attempt(faults, lambda: _tokenizer(folder, tokenizer))
+    names = names_in(folder)
+    shards = shard_names(names)
+    sizes, first = None, _attempt(faults, lambda: _first(folder, shards))
+    if first is not None:
+        sizes, tensors = first
+    sidecar = _sidecar(folder)
+    faults += shard_faults(folder, names, shards, raw, sizes)
+    raise_all(faults)
+    assert raw is not None and sizes is not None and found is not None
+    checkpoint = _checkpoint(folder, raw, sizes, found[0], sidecar, rope_factor)
+    _check_tensors(checkpoint, checkpoint.shards[0], tensors)
+    return checkpoint
 
 
 def _attempt(faults: list[LLMError], work: Callable[[], Value]) -> Value | None:

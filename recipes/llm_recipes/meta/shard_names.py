@@ -21,7 +21,7 @@ from llm_recipes.stored_weights import unreadable
 
 ORIGINAL = "original"  # folder in a Hugging Face folder: what Meta has
 PARAMS = "params.json"
-SHARD = re.compile(r"consolidated\.(\d\d|[1-9]\d\d+)\.pth")
+SHARD = re.compile(r"consolidated\.(\d\d|[1-9]\d\d)\.pth")
 AGAIN = "params.json and all shards must come from the same download: copy them again"
 
 
@@ -41,8 +41,6 @@ def checkpoint_folder(folder: Path) -> Path:
     Raises:
         LLMError: If there is none.
     """
-    if not folder.is_dir():
-        raise no_such_folder(str(folder), "give a folder with params.json and consolidated.00.pth")
     names = names_in(folder)
     if shard_names(names):
         return folder
@@ -70,8 +68,10 @@ def names_in(folder: Path) -> set[str]:
     """Names of all that is in a folder.
 
     Raises:
-        LLMError: If it cannot be read.
+        LLMError: If there is no such folder, or it cannot be read.
     """
+    if not folder.is_dir():
+        raise no_such_folder(str(folder), "give a folder with params.json and consolidated.00.pth")
     try:
         return {path.name for path in folder.iterdir()}
     except OSError as error:

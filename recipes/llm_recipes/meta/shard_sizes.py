@@ -21,6 +21,7 @@ FIRST = "layers.0."
 QUERIES, KEYS, UP = (
     f"{FIRST}{name}.weight" for name in ("attention.wq", "attention.wk", "feed_forward.w1")
 )
+MOST_SHARDS = 999  # of three digits in a name; Meta's have 16 at most
 NEEDED = (EMBEDDINGS, QUERIES, KEYS, UP, "norm.weight")
 
 
@@ -54,7 +55,7 @@ def shard_sizes(tensors: Mapping[str, StoredTensor]) -> ShardSizes | list[str]:
         return lines
     # Queries make all heads, which are as wide as the model: their rows are its share of them.
     rows, dim = shapes[QUERIES]
-    if dim % rows:
+    if dim % rows or dim // rows > MOST_SHARDS:
         return [f"other shape: {QUERIES} is {list(shapes[QUERIES])}, no even share of {dim} rows"]
     degree = dim // rows
     tokens, columns = shapes[EMBEDDINGS]
