@@ -29,7 +29,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from llm_recipes.cli import INTERRUPTED, Terminated
+from llm_recipes.cli import INTERRUPTED, TERMINATED, Terminated
 from llm_recipes.errors import USER_MISTAKE, LLMError
 from llm_recipes.model_folder import first_line
 from llm_recipes.ranks import Ranks
@@ -48,6 +48,7 @@ GONE_WORDS = (
 SECONDS_TO_SPEAK = 3.0
 SECONDS_TO_LEAVE = 5.0  # for a follower after SIGTERM; torchrun itself waits for 30
 Found = TypeVar("Found")
+_ended = threading.Event()  # by torchrun, after another rank had gone
 
 
 class Part(Protocol):
@@ -191,9 +192,14 @@ class Leader:
     ) -> Found:
         with signals_wait() if self._shielded else contextlib.nullcontext():
             self._busy = True
-            if not self._channel.alone:
-                self._channel.send(kind, first, second, row)
-            found = work()
+            try:
+                if not self._channel.alone:
+                    self._channel.send(kind, first, second, row)
+                found = work()
+            except RuntimeError as error:
+                if is_gone(error):  # torchrun's SIGTERM follows, while the record is written
+                    signal.signal(signal.SIGTERM, lambda *_: _ended.set())
+                raise
             self._busy = False
         return found
 
@@ -219,8 +225,6 @@ def follow(ranks: Ranks, part: Part, most_rows: int) -> int:
     Raises:
         LLMError: If this rank alone fails, such as for lack of memory.
     """
-    leave_on_sigterm()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 gets it too, and ends all
     channel = Channel(ranks, most_rows)
     with torch.no_grad():
         while True:
@@ -259,20 +263,25 @@ def _do(channel: Channel, part: Part, kind: Command, first: int, second: int, ro
 
 @contextlib.contextmanager
 def leaving_together(ranks: Ranks) -> Iterator[None]:
-    """Leave quietly when another rank has gone: it, or torchrun, says why.
+    """Leave quietly when another rank has failed or gone: it, or torchrun, says why.
 
     Raises:
-        LLMError: On rank 0, if nothing ended it in the meantime.
+        LLMError: On rank 0, if another has gone and nothing ended this one in the meantime.
         SystemExit: On the others.
     """
     try:
         yield
+    except SystemExit:  # from `Ranks.together`
+        wait_to_be_ended(SECONDS_TO_SPEAK)
+        raise
     except RuntimeError as error:
         if not is_gone(error):
             raise
         if not ranks.is_first:
             wait_to_be_ended(1.0)
             raise SystemExit(USER_MISTAKE) from None
+        if _ended.is_set():  # and the rank that failed has spoken
+            raise SystemExit(TERMINATED) from None
         wait_to_be_ended(SECONDS_TO_SPEAK)
         raise LLMError(
             "another process of this model has ended",
@@ -293,11 +302,14 @@ def wait_to_be_ended(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def leave_on_sigterm() -> None:
-    """End this process some seconds after SIGTERM, even if it waits in a collective for ever.
+def leave_signals_to_first(ranks: Ranks) -> None:
+    """On the other ranks: Ctrl-C and SIGTERM reach rank 0 too, which ends all in good order.
 
-    Until then rank 0, which gets the signal too, may end all in good order.
+    Some seconds after SIGTERM they end in any case, even if they wait in a collective for ever.
     """
+    if ranks.is_first:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 

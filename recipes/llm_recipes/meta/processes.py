@@ -28,7 +28,8 @@ def process_faults(checkpoint: MetaCheckpoint, ranks: Ranks) -> list[LLMError]:
         folder = shlex.quote(str(checkpoint.folder))
         ways.append(
             f"or split it for {count}, once: llm-run python {RESHARD} --model {folder}"
-            f" --to meta --model-parallel {count} --output FOLDER"
+            f" --output FOLDER"
+            f" --to meta --model-parallel {count}"
         )
     return [
         LLMError(
