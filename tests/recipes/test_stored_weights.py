@@ -120,7 +120,7 @@ def test_broken_safetensors(how: str, tmp_path: Path) -> None:
         safetensors_file(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("keep", [0, 1, 100, 5000, 0.5, 0.9, 0.999])
 def test_torch_files_that_are_cut(keep: float, tmp_path: Path) -> None:
     path = tmp_path / "w.bin"
     torch.save(TENSORS, path)
