@@ -35,6 +35,7 @@ from llm_recipes.model_settings import (
 )
 
 GENERATION = "generation_config.json"
+ENDS = "eos_token_id"
 TERMS = ("LICENSE", "USE_POLICY", "NOTICE")  # beginnings of names: copies of the weights need them
 Say = Callable[[str], None]
 
@@ -69,7 +70,7 @@ def write_hf_files(
         assert source.tokenizer is not None
         write_hf_tokenizer(source.tokenizer, folder, chat)
     config = source.config
-    if settings is not None and config is not None:
+    if settings is not None and config is not None and ENDS in config:
         changes = {"tie_word_embeddings": tied, "max_position_embeddings": context}
         if bool(config.get("tie_word_embeddings")) != tied:
             say(f"{settings / CONFIG} says otherwise, but the output head is not the embeddings")
@@ -125,7 +126,7 @@ def write_meta_files(source: Source, folder: Path, *, dtype: torch.dtype, say: S
     if settings is not None and source.config is not None:
         _copy_config(settings / CONFIG, sidecar, dtype, {})
     elif source.params.rope_factor is not None:
-        _keep_rope_factor(source, sidecar, dtype, say)
+        _write_json(sidecar / CONFIG, _rope_config(source, dtype))
     if not any(sidecar.iterdir()):
         sidecar.rmdir()
     _copy_terms(source, folder)
@@ -169,14 +170,17 @@ def _config(
     return config_of(source.params, tied=tied, context=context, dtype=name, bos=bos, eos=eos)
 
 
-def _keep_rope_factor(source: Source, sidecar: Path, dtype: torch.dtype, say: Say) -> None:
-    """A config.json that says what params.json cannot, so that it is not asked again."""
-    if source.context is None or source.tokenizer is None:
-        factor = source.params.rope_factor
-        say(f"nothing keeps the rope factor: sharded.py will need --rope-factor {factor:g}")
-        return
-    config = _config(source, source.tied, source.context, dtype, False)
-    _write_json(sidecar / CONFIG, config)
+def _rope_config(source: Source, dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json that says what params.json cannot, so that it is not asked again.
+
+    It leaves out what only a conversion to Hugging Face's format knows: tokens, and maybe context.
+    """
+    name, context = str(dtype).removeprefix("torch."), source.context
+    made = config_of(
+        source.params, tied=source.tied, context=context or 0, dtype=name, bos=0, eos=0
+    )
+    unknown = {"bos_token_id", ENDS} | (set() if context else {"max_position_embeddings"})
+    return {key: value for key, value in made.items() if key not in unknown}
 
 
 def _copy_config(
