@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llm_recipes.errors import LLMError
 from llm_recipes.meta.model import MetaLlama
 from llm_recipes.models import read_mapped_weights
 from llm_recipes.stored_weights import StoredTensor, cut_off, unreadable
@@ -34,17 +33,15 @@ def load_shard(
 
     Args:
         checkpoint: The whole model; of its files, only those of `tensors` are opened.
-        tensors: This process's, from `read_shard`; without output.weight if tied.
+        tensors: This process's, from `read_shard`. Without output.weight, the output layer uses
+            the embeddings; `read_shard` refuses that where only columns of them are here.
         device: Where they go.
         dtype: What they become.
 
     Raises:
-        LLMError: If a file is gone or shorter than it was, or the model is divided in a way that
-            these layers cannot run.
+        LLMError: If the file is gone or shorter than it was.
         torch.OutOfMemoryError, RuntimeError: If there is not enough memory.
     """
-    if "output.weight" not in tensors and checkpoint.embeddings == "columns":
-        _check_tied_columns(checkpoint)
     files = MappedFiles()
     weights: dict[str, Tensor] = {}
     places: dict[tuple[object, ...], str] = {}
@@ -57,14 +54,6 @@ def load_shard(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return model
-
-
-def _check_tied_columns(checkpoint: MetaCheckpoint) -> None:
-    """Refuse an output layer that would need rows of embeddings whose columns are here."""
-    if checkpoint.degree > 1:
-        what = f"{checkpoint.folder} has no output.weight, and embeddings that are split by column"
-        why = "the output layer needs them split by row; no release of Llama is like that"
-        raise LLMError(what, why, "reshard it to one file: recipes/inference/reshard.py")
 
 
 class MappedFiles:

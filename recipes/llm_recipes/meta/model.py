@@ -56,11 +56,6 @@ class MetaLlama(torch.nn.Module):
         self.output = split_by_rows(weights.get("output.weight", embedded), gather=True)
         self._rows, self._tokens = 0, 0
 
-    def cache_bytes(self, rows: int, tokens: int) -> int:
-        """What `allocate` takes in this process for keys and values."""
-        heads = sum(layer.attention.kv_heads for layer in self._layers())
-        return 2 * heads * self.params.head_size * self.dtype.itemsize * rows * tokens
-
     @torch.inference_mode()
     def allocate(self, rows: int, tokens: int) -> None:
         """Make the cache of keys and values, once for all batches.
@@ -200,7 +195,7 @@ class Attention(torch.nn.Module):
         attended = []
         for group in prompts.groups:
             q, k, v = (
-                heads[group.tokens].unflatten(0, (-1, group.length)).transpose(1, 2)
+                heads[group.tokens].view(-1, group.length, *heads.shape[1:]).transpose(1, 2)
                 for heads in (queries, keys, values)
             )
             grouped = q.shape[1] != k.shape[1]
@@ -235,7 +230,7 @@ class Attention(torch.nn.Module):
         )
         # The query heads of a key head see the same tokens: they may stand where the kernels
         # expect several queries of one head, and no key is copied or read twice.
-        grouped = queries.unflatten(1, (self.kv_heads, -1))
+        grouped = queries.view(batch.rows, self.kv_heads, -1, self.head_size)
         found = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
         added: Tensor = self.wo(found.flatten(1))
         return added
@@ -249,7 +244,7 @@ class Attention(torch.nn.Module):
     def _heads(self, hidden: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [tokens, heads, head size]."""
         queries, keys, values = (
-            layer(hidden).unflatten(-1, (-1, self.head_size))
+            layer(hidden).view(len(hidden), -1, self.head_size)
             for layer in (self.wq, self.wk, self.wv)
         )
         return turned(queries, turns), turned(keys, turns), values

@@ -33,7 +33,7 @@ def start_model_parallel(ranks: Ranks) -> None:
         ranks: From `start_ranks`.
     """
     if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         initialize.destroy_model_parallel()  # groups of processes that `end_ranks` has left
     if initialize.model_parallel_is_initialized():

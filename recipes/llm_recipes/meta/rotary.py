@@ -49,5 +49,5 @@ def turned(heads: Tensor, turns: Tensor) -> Tensor:
         heads: [tokens, heads, head_size]; may be overwritten.
         turns: Of each token's position, [tokens, head_size / 2].
     """
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs.mul_(turns[:, None])).flatten(-2).to(heads.dtype)
