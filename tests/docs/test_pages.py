@@ -16,6 +16,9 @@ from _llm.errors import LLMError
 from _llm.options import OPTIONS
 from _llm.settings import KEYS, load_settings
 
+sys.path.insert(1, str(HOME / "recipes"))
+from llm_recipes.meta.releases import RELEASES
+
 DOCUMENTS = documents()
 SOURCES = ("bin/**/*.py", "bin/**/*.sh", "bin/llm-run", "recipes/**/*.py", "Makefile")
 
@@ -68,6 +71,25 @@ def test_every_setting_is_in_the_manual() -> None:
 def test_every_option_of_llm_run_is_in_the_manual() -> None:
     text = DOCUMENTS["docs/llm-run.md"]
     assert not [option for option in OPTIONS if f"`{option}" not in text]
+
+
+def test_releases_of_meta_are_as_the_recipes_know_them() -> None:
+    """Number of shards, GB of weights in each, context, rope factor."""
+    text = DOCUMENTS["docs/meta-checkpoints.md"].partition("\n### Releases\n")[2]
+    cells = (re.split(r" *\| *", line) for line in text.partition("\n#")[0].splitlines())
+    rows = {row[1]: row[2:6] for row in cells if len(row) == 7 and row[2].isdigit()}
+    known = {release.name: release for release in RELEASES}
+    assert len(rows) > 15
+    for name, (shards, size, context, factor) in rows.items():
+        release = known.pop(name)
+        assert (int(shards), int(context)) == (release.degree, release.context), name
+        assert factor == ("" if release.rope_factor is None else f"{release.rope_factor:g}"), name
+        keys = release.dim * release.kv_heads // release.heads
+        layer = release.dim * (2 * release.dim + 2 * keys + 3 * release.ffn)
+        ends = release.vocabulary * release.dim * (1 if release.tied else 2)
+        weights = 2 * (release.layers * layer + ends) / release.degree
+        assert abs(weights / 1e9 - float(size)) < 0.06, name
+    assert all(re.match("Code Llama .+ (Python|Instruct)$", name) for name in known)
 
 
 def test_fields_of_the_manual_are_written_by_the_recipes() -> None:
