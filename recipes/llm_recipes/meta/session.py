@@ -360,6 +360,8 @@ def hold_chat(plan: Plan, leader: Leader) -> int:
     _, free = load(plan, leader)
     allocate(plan, leader, [limit - 1], limit, free)
     decoder = make_decoder(plan, leader, tokenizer, limit)
+    if plan.ranks.count > 1:
+        say("note: in several processes Ctrl-C ends the conversation, as torchrun ends them all")
     return converse(decoder, tokenizer, o["prompt_style"], o["system"])
 
 

@@ -59,7 +59,7 @@ def describe_plan(settings: Mapping[str, Any]) -> str:
         f"model        {checkpoint.folder}: {parameters(shape) / GB:.4g} billion parameters,"
         f" {params.layers} layers, {params.heads} heads, {params.kv_heads} K/V heads;"
         f" the sizes of {names}",
-        f"context      {known or f'not known; {CONTEXT_UNKNOWN} are taken for it'} tokens",
+        f"context      {known or CONTEXT_UNKNOWN} tokens" + ("" if known else ": it is not known"),
         f"processes    {degree}, each with one shard",
         f"read         {files / GB:.3g} GB of files",
         f"weights      {weights / GB:.3g} GB in each process, as {dtype_name(precision)}",
