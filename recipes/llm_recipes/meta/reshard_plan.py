@@ -24,7 +24,7 @@ from llm_recipes.meta.layout import (
     shard_shape,
 )
 from llm_recipes.meta.params import Params
-from llm_recipes.meta.reshard_source import FORMATS, Source
+from llm_recipes.meta.reshard_source import Source
 from llm_recipes.meta.whole_tensors import Order, WholeTensor
 from llm_recipes.safetensors_writer import target_dtype
 from llm_recipes.torch_writer import Header
@@ -92,8 +92,8 @@ def option_faults(settings: Mapping[str, Any]) -> list[LLMError]:
             faults.append(LLMError(what, why, "leave it out"))
     for name in ("model_parallel", "context_length"):
         if settings[name] is not None and settings[name] < 1:
-            option = f"--{name.replace('_', '-')}"
-            faults.append(LLMError(f"{option} {settings[name]} is too small", "1 at least"))
+            option = name.replace("_", "-")
+            faults.append(LLMError(f"--{option} {settings[name]} is below 1", fix="1 or more"))
     return faults
 
 
@@ -116,14 +116,14 @@ def target_faults(
     if to == "hf" and source.kind == "hf":
         why = "consolidate.py --dtype changes the type of its weights"
         fix = "--to meta --model-parallel N makes a checkpoint in Meta's format of it"
-        return [LLMError(f"{source.folder} is in {FORMATS['hf']} already", why, fix)]
+        return [LLMError(f"{source.folder} is in Hugging Face's format already", why, fix)]
     if to == "hf":
         return []
     faults = degree_faults(source.params, degree, split)
     as_it_is = dtype is None or source.dtypes == (dtype,)
     same_shards = degree == source.degree and split == (source.embeddings or split)
     if source.kind == "meta" and same_shards and as_it_is:
-        what = f"{source.folder} has {degree} {'shard' if degree == 1 else 'shards'} already"
+        what = f"{source.folder} has this number of shards already: {degree}"
         fix = "choose another --model-parallel or --dtype"
         faults.append(LLMError(what, "nothing would change", fix))
     return faults
