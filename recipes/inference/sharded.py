@@ -98,7 +98,7 @@ def sharded(
     settings = dict(locals())
     if "RANK" not in os.environ:  # without torchrun, before imports that take seconds
         raise_all(faults(settings))
-    from llm_recipes.meta.lockstep import leave_signals_to_first, leaving_together
+    from llm_recipes.meta.leaving import leave_signals_to_first, leaving_together
     from llm_recipes.ranks import end_ranks, start_ranks
 
     ranks = start_ranks(use_gpus=device != "cpu")
@@ -113,9 +113,11 @@ def sharded(
 def run(settings: dict[str, Any], ranks: Ranks) -> int:
     """All that every process does."""
     from llm_recipes.device import device_name
-    from llm_recipes.meta.lockstep import end_on_interrupt, follow, leading
+    from llm_recipes.meta.leaving import end_on_interrupt
+    from llm_recipes.meta.lockstep import follow, leading
     from llm_recipes.meta.part import MetaPart, share_cpus
-    from llm_recipes.meta.session import hold_chat, made_with, make_plan, session
+    from llm_recipes.meta.run_plan import made_with, make_plan
+    from llm_recipes.meta.session import hold_chat, session
     from llm_recipes.meta.sharded_plan import describe_plan
 
     ranks.together(lambda: raise_all(faults(settings)))
@@ -125,7 +127,9 @@ def run(settings: dict[str, Any], ranks: Ranks) -> int:
     asked = ranks.together(lambda: prompts_of(settings) if ranks.is_first else [])
     plan = make_plan(settings, ranks)
     share_cpus()
-    part, rows = MetaPart(plan.shard, ranks), plan.most_rows
+    part = MetaPart(plan.shard, ranks)
+    # Each command has room for so many tokens: no more than can be asked for.
+    rows = ranks.from_first(min(plan.most_rows, max(1, len(asked) * settings["samples"])))
     if not ranks.is_first:
         return follow(ranks, part, rows)
     with leading(ranks, part, rows, shielded=plan.shard.device.type == "cuda") as leader:

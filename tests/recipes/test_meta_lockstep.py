@@ -19,8 +19,8 @@ from torch import Tensor
 
 from llm_recipes.cli import Terminated
 from llm_recipes.errors import LLMError
-from llm_recipes.meta import lockstep
-from llm_recipes.meta.lockstep import Channel, Leader, follow, leading, leaving_together
+from llm_recipes.meta import leaving
+from llm_recipes.meta.lockstep import Channel, Leader, follow, leading
 from llm_recipes.ranks import Ranks, end_ranks, start_ranks
 
 
@@ -71,8 +71,8 @@ def run(
         ranks = start_ranks(use_gpus=False)
         part = Notes(ranks, fails if ranks.index == at else "")
         try:
-            lockstep.leave_signals_to_first(ranks)
-            with leaving_together(ranks):
+            leaving.leave_signals_to_first(ranks)
+            with leaving.leaving_together(ranks):
                 if not ranks.is_first:
                     return follow(ranks, part, most_rows=4)
                 with leading(ranks, part, 4, shielded=False) as leader:
@@ -87,7 +87,7 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lockstep, "SECONDS_TO_SPEAK", 0.3)
+    monkeypatch.setattr(leaving, "SECONDS_TO_SPEAK", 0.3)
 
 
 def a_batch(leader: Leader) -> None:
@@ -208,12 +208,12 @@ def test_a_follower_leaves_after_sigterm_though_it_waits(tmp_path: Path) -> None
 
     def recipe() -> int:
         ranks = start_ranks(use_gpus=False)
-        lockstep.leave_signals_to_first(ranks)
+        leaving.leave_signals_to_first(ranks)
         if ranks.is_first:
             with leading(ranks, Notes(ranks), 4, shielded=False) as leader:
                 lead(leader)
             return 0
-        lockstep.SECONDS_TO_LEAVE = 0.2
+        leaving.SECONDS_TO_LEAVE = 0.2
         signal.raise_signal(signal.SIGTERM)
         return follow(ranks, Notes(ranks), 4)
 

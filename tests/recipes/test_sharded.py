@@ -25,7 +25,7 @@ from meta_checkpoints import LLAMA_1, LLAMA_2, LLAMA_3, LLAMA_3_2, Generation, h
 from meta_checkpoints import make_checkpoint as make
 
 from llm_recipes.cli import run_recipe
-from llm_recipes.meta import lockstep
+from llm_recipes.meta import leaving
 from llm_recipes.meta.model import MetaLlama
 from llm_recipes.meta.tokenizer import load_tokenizer, stop_ids
 from llm_recipes.prompts import Prompt, render
@@ -60,7 +60,7 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torchrun nothing ends the ranks that let another speak."""
-    monkeypatch.setattr(lockstep, "SECONDS_TO_SPEAK", 0.3)
+    monkeypatch.setattr(leaving, "SECONDS_TO_SPEAK", 0.3)
 
 
 def run(*arguments: object) -> int:
@@ -335,6 +335,24 @@ def test_memory_that_ends_in_one_process(checkpoint: Checkpoint, tmp_path: Path)
     assert "another process of this model has ended" in first.err
     assert "Traceback" not in first.err + second.err
     assert json.loads((tmp_path / "a.run.json").read_text())["status"] == "failed"
+
+
+def test_a_folder_that_one_node_does_not_have(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def move(rank: int) -> None:
+        os.environ["LOCAL_WORLD_SIZE"] = "1"  # so these are two nodes
+        os.chdir(checkpoint().parent if rank == 0 else tmp_path)
+
+    first, second = run_two(tmp_path, "--model", checkpoint().name, "--prompt", "x", before=move)
+    assert (first.status, second.status) == (2, 2) and first.err == ""
+    assert f"{checkpoint().name}" in second.err
+    assert f"seen by process 1, on node {os.uname().nodename}" in second.err
+
+
+def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "missing" / "a.jsonl"
+    first, second = run_two(tmp_path, "--model", checkpoint(), "--prompt", "x", "--output", output)
+    assert (first.status, second.status) == (2, 2) and second.err == ""
+    assert "cannot write" in first.err
 
 
 def test_options_that_cannot_be_meant(

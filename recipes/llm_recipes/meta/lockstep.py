@@ -6,8 +6,8 @@ that all make the same calls in the same order, which the collectives inside the
 decision is made twice, nothing has to be equal by chance: there is one seed, one batch size, one
 clock. A decode step costs one small broadcast, a prefill two; one process alone sends nothing.
 
-    with leading(ranks, make_part, most_rows) as model: ...    # rank 0
-    status = follow(ranks, make_part, most_rows)               # the others
+    with leading(ranks, part, most_rows, shielded) as model: ...    # rank 0
+    status = follow(ranks, part, most_rows)                         # the others
 
 Commands go through gloo, on the CPU, whatever the model's own collectives use: on a GPU each step
 waits for its tokens.
@@ -17,38 +17,27 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
-import signal
-import threading
-import time
-import types
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from llm_recipes.cli import INTERRUPTED, TERMINATED, Terminated
+from llm_recipes.cli import INTERRUPTED, Terminated
 from llm_recipes.errors import USER_MISTAKE, LLMError
-from llm_recipes.model_folder import first_line
+from llm_recipes.meta.leaving import (
+    finish_in_spite_of_sigterm,
+    is_gone,
+    let_another_speak,
+    signals_wait,
+)
 from llm_recipes.ranks import Ranks
 
 HEADER = 3  # numbers of a command before its tokens: kind and two more
 # A follower waits for a command as long as a person at the terminal thinks.
 PATIENCE = datetime.timedelta(days=365)
-# What gloo says when the process on the other end has ended.
-GONE_WORDS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Socket closed",
-)
-# Until torchrun ends the others, after a rank has failed: for that rank to say why.
-SECONDS_TO_SPEAK = 3.0
-SECONDS_TO_LEAVE = 5.0  # for a follower after SIGTERM; torchrun itself waits for 30
 Found = TypeVar("Found")
-_ended = threading.Event()  # by torchrun, after another rank had gone
 
 
 class Part(Protocol):
@@ -190,17 +179,17 @@ class Leader:
         second: int = 0,
         row: Tensor | None = None,
     ) -> Found:
-        with signals_wait() if self._shielded else contextlib.nullcontext():
-            self._busy = True
-            try:
+        try:
+            with signals_wait() if self._shielded else contextlib.nullcontext():
+                self._busy = True
                 if not self._channel.alone:
                     self._channel.send(kind, first, second, row)
                 found = work()
-            except RuntimeError as error:
-                if is_gone(error):  # torchrun's SIGTERM follows, while the record is written
-                    signal.signal(signal.SIGTERM, lambda *_: _ended.set())
-                raise
-            self._busy = False
+                self._busy = False
+        except RuntimeError as error:
+            if is_gone(error):
+                finish_in_spite_of_sigterm()
+            raise
         return found
 
 
@@ -235,14 +224,14 @@ def follow(ranks: Ranks, part: Part, most_rows: int) -> int:
                 _do(channel, part, kind, first, second, row)
             except LLMError:
                 # Where memory ends, it may end for all at once: the first to say so is enough.
-                wait_to_be_ended(min(float(ranks.index), SECONDS_TO_SPEAK))
+                let_another_speak(float(ranks.index))
                 raise
 
 
 def _status(why: End) -> int:
     """The exit status of a follower when all have come to their end."""
     if why is End.FAILED:  # rank 0 is about to say more
-        wait_to_be_ended(SECONDS_TO_SPEAK)
+        let_another_speak()
     return {End.DONE: 0, End.FAILED: USER_MISTAKE, End.INTERRUPTED: INTERRUPTED}[why]
 
 
@@ -259,91 +248,3 @@ def _do(channel: Channel, part: Part, kind: Command, first: int, second: int, ro
         part.load()
     elif kind is Command.MEASURE:
         part.measure()
-
-
-@contextlib.contextmanager
-def leaving_together(ranks: Ranks) -> Iterator[None]:
-    """Leave quietly when another rank has failed or gone: it, or torchrun, says why.
-
-    Raises:
-        LLMError: On rank 0, if another has gone and nothing ended this one in the meantime.
-        SystemExit: On the others.
-    """
-    try:
-        yield
-    except SystemExit:  # from `Ranks.together`
-        wait_to_be_ended(SECONDS_TO_SPEAK)
-        raise
-    except RuntimeError as error:
-        if not is_gone(error):
-            raise
-        if not ranks.is_first:
-            wait_to_be_ended(1.0)
-            raise SystemExit(USER_MISTAKE) from None
-        if _ended.is_set():  # and the rank that failed has spoken
-            raise SystemExit(TERMINATED) from None
-        wait_to_be_ended(SECONDS_TO_SPEAK)
-        raise LLMError(
-            "another process of this model has ended",
-            first_line(error),
-            "see what it said, above or in its node's log; answers so far are kept",
-        ) from None
-
-
-def is_gone(error: BaseException) -> bool:
-    """Whether a collective failed because another process has ended."""
-    return any(words in str(error) for words in GONE_WORDS)
-
-
-def wait_to_be_ended(seconds: float) -> None:
-    """Give the rank that failed time to speak; torchrun's SIGTERM ends this one without a word."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(seconds)
-
-
-def leave_signals_to_first(ranks: Ranks) -> None:
-    """On the other ranks: Ctrl-C and SIGTERM reach rank 0 too, which ends all in good order.
-
-    Some seconds after SIGTERM they end in any case, even if they wait in a collective for ever.
-    """
-    if ranks.is_first:
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-
-    def watch() -> NoReturn:
-        while os.read(reading, 1)[0] != signal.SIGTERM:
-            pass
-        time.sleep(SECONDS_TO_LEAVE)
-        os._exit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def end_on_interrupt(ranks: Ranks) -> None:
-    """Let Ctrl-C end all at once, where a conversation would go on: torchrun ends the others."""
-    if ranks.count > 1:
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
-
-
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of the block."""
-    came: list[int] = []
-
-    def note(number: int, frame: types.FrameType | None) -> None:
-        came.append(number)
-
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(kind, note) for kind in kinds]
-    try:
-        yield
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)

@@ -1,20 +1,14 @@
 """What a checkpoint in Meta's format needs to answer prompts: from options to a session.
 
-    plan = make_plan(settings, ranks)                        # on every rank
     Job("inference/sharded", settings, made_with(plan), "CPU", partial(session, plan, leader))
 
-settings: the options of sharded.py by name.
+plan: from `llm_recipes.meta.run_plan`; leader: from `llm_recipes.meta.lockstep`; all on rank 0.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,28 +18,16 @@ from llm_recipes.batching import complete_all
 from llm_recipes.decoding import Completion, Decoder, DecodeSettings, Request
 from llm_recipes.device import (
     Peak,
-    choose_device,
-    choose_dtype,
     dtype_name,
     known_peak,
     peak_memory_bytes,
 )
-from llm_recipes.errors import LLMError, raise_all
-from llm_recipes.meta.checkpoint import (
-    check_same_model,
-    find_checkpoint,
-    is_tied,
-    read_shard,
-    shard_digest,
-    shard_identity,
-)
+from llm_recipes.errors import LLMError
 from llm_recipes.meta.decoder_model import DecoderModel
 from llm_recipes.meta.lockstep import Leader
-from llm_recipes.meta.part import Shard
-from llm_recipes.meta.processes import process_faults
+from llm_recipes.meta.run_plan import Plan
 from llm_recipes.meta.sizes import (
     CONTEXT_UNKNOWN,
-    MOST_ROWS,
     Shape,
     fitting_rows,
     kv_bytes,
@@ -54,9 +36,7 @@ from llm_recipes.meta.sizes import (
     row_bytes,
 )
 from llm_recipes.meta.tokenizer import load_tokenizer, stop_ids
-from llm_recipes.model_folder import folder_digest
 from llm_recipes.models import ModelSize
-from llm_recipes.ranks import Ranks
 from llm_recipes.sampling import Sampling
 from llm_recipes.say import say
 from llm_recipes.summary import Loading, describe, generation_metrics
@@ -69,78 +49,6 @@ ARCHITECTURE = "Llama (Meta's format)"
 TOO_LONG = "prompt_too_long"
 MOST_SHOWN = 10  # prompts that are too long
 CHAT_TOKENS = 4096  # of a conversation, if --max-seq-len says nothing
-# Settings that change no answer beyond rounding, or whose files are in the digest: a run may be
-# continued with others.
-FREE_TO_CHANGE = frozenset(
-    {"model", "tokenizer", "prompt", "prompts", "chat", "output", "overwrite", "stream", "dtype"}
-    | {"device", "max_batch_size", "rope_factor", "plan"}
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked command line: what runs where. settings: the options by name."""
-
-    settings: Mapping[str, Any]
-    shard: Shard
-    ranks: Ranks
-    digest: str
-
-    @property
-    def most_rows(self) -> int:
-        """The most rows of a batch, the same on all ranks."""
-        wanted = self.settings["max_batch_size"]
-        return MOST_ROWS[self.shard.device.type] if wanted == "auto" else int(wanted)
-
-
-def make_plan(settings: Mapping[str, Any], ranks: Ranks) -> Plan:
-    """Look at the checkpoint, each rank at its shard; no weights are loaded.
-
-    Raises:
-        LLMError, ExceptionGroup, SystemExit: On all ranks, if something is wrong on one of them.
-    """
-    shard = ranks.together(lambda: find_shard(settings, ranks))
-    checkpoint = shard.checkpoint
-    identities = ranks.of_all(shard_identity(shard.tensors))
-    ranks.together(lambda: check_same_model(checkpoint, identities))
-    path = checkpoint.shards[ranks.index]
-    digests = ranks.of_all(shard_digest(shard.tensors, path))
-    return Plan(settings, shard, ranks, _digest(shard, digests))
-
-
-def find_shard(settings: Mapping[str, Any], ranks: Ranks) -> Shard:
-    """This rank's shard and device.
-
-    Raises:
-        LLMError, ExceptionGroup: If the checkpoint is damaged, or the processes don't fit it.
-    """
-    with _on_its_node(ranks):
-        tokenizer = settings["tokenizer"]
-        checkpoint = find_checkpoint(
-            Path(settings["model"]).expanduser(),
-            None if tokenizer is None else Path(tokenizer).expanduser(),
-            settings["rope_factor"],
-        )
-        raise_all(process_faults(checkpoint, ranks))
-        device = choose_device(settings["device"])
-        if device.type == "cuda" and ranks.count > 1:
-            device = torch.device("cuda", ranks.local)
-        precision = choose_dtype(settings["dtype"], device)
-        tensors = read_shard(checkpoint, ranks.index)
-    shape = Shape(
-        checkpoint.params,
-        checkpoint.embeddings,
-        checkpoint.degree,
-        is_tied(tensors),
-        precision.itemsize,
-    )
-    return Shard(checkpoint, tensors, shape, device, precision)
-
-
-def made_with(plan: Plan) -> dict[str, Any]:
-    """All that an answer depends on: a file of answers is continued only under the same."""
-    chosen = {k: v for k, v in plan.settings.items() if k not in FREE_TO_CHANGE}
-    return {**chosen, "model": plan.digest, "dtype": dtype_name(plan.shard.precision)}
 
 
 @contextlib.contextmanager
@@ -363,28 +271,3 @@ def hold_chat(plan: Plan, leader: Leader) -> int:
     if plan.ranks.count > 1:
         say("note: in several processes Ctrl-C ends the conversation, as torchrun ends them all")
     return converse(decoder, tokenizer, o["prompt_style"], o["system"])
-
-
-def _digest(shard: Shard, shards: Sequence[str]) -> str:
-    """SHA-256 over the weights' digests, the model's numbers and the tokenizer's files."""
-    checkpoint = shard.checkpoint
-    tokenizer = checkpoint.tokenizer
-    parts = {
-        "shards": list(shards),
-        "params": asdict(checkpoint.params),
-        "tokenizer": None if tokenizer is None else sha256(tokenizer.read_bytes()).hexdigest(),
-        "sidecar": None if checkpoint.sidecar is None else folder_digest(checkpoint.sidecar),
-    }
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _on_its_node(ranks: Ranks) -> Iterator[None]:
-    """Say on which node something is wrong, where there are several."""
-    try:
-        yield
-    except LLMError as fault:
-        if ranks.nodes > 1:
-            place = f"seen by process {ranks.index}, on node {os.uname().nodename}"
-            fault.why = f"{fault.why}; {place}" if fault.why else place
-        raise

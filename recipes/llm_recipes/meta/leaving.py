@@ -1,0 +1,133 @@
+"""How the processes of one model come to their end: together, quickly, and with one message.
+
+torchrun tells them by SIGINT or SIGTERM, or one of them fails and the others see its connections
+close. Rank 0 alone decides what is said; what failed elsewhere speaks for itself.
+
+    leave_signals_to_first(ranks)
+    with leaving_together(ranks): ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import types
+from collections.abc import Iterator
+from typing import NoReturn
+
+from llm_recipes.cli import TERMINATED
+from llm_recipes.errors import USER_MISTAKE, LLMError
+from llm_recipes.model_folder import first_line
+from llm_recipes.ranks import Ranks
+
+# What gloo says when the process on the other end has ended.
+GONE_WORDS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+)
+# Until torchrun ends the others, after a rank has failed: for that rank to say why.
+SECONDS_TO_SPEAK = 3.0
+SECONDS_TO_LEAVE = 5.0  # for a follower after SIGTERM; torchrun itself waits for 30
+_ended = threading.Event()  # by torchrun, after another rank had gone
+
+
+@contextlib.contextmanager
+def leaving_together(ranks: Ranks) -> Iterator[None]:
+    """Leave quietly when another rank has failed or gone: it, or torchrun, says why.
+
+    Raises:
+        LLMError: On rank 0, if another has gone and nothing ended this one in the meantime.
+        SystemExit: On the others.
+    """
+    try:
+        yield
+    except SystemExit:  # from `Ranks.together`
+        let_another_speak()
+        raise
+    except RuntimeError as error:
+        if not is_gone(error):
+            raise
+        if not ranks.is_first:
+            let_another_speak(1.0)
+            raise SystemExit(USER_MISTAKE) from None
+        if _ended.is_set():  # and the rank that failed has spoken
+            raise SystemExit(TERMINATED) from None
+        let_another_speak()
+        raise LLMError(
+            "another process of this model has ended",
+            first_line(error),
+            "see what it said, above or in its node's log; answers so far are kept",
+        ) from None
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether a collective failed because another process has ended."""
+    return any(words in str(error) for words in GONE_WORDS)
+
+
+def let_another_speak(most: float = SECONDS_TO_SPEAK) -> None:
+    """Wait some seconds: torchrun ends this rank without a word when the failed one has ended.
+
+    Args:
+        most: Seconds; SECONDS_TO_SPEAK are enough in any case.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(min(most, SECONDS_TO_SPEAK))
+
+
+def finish_in_spite_of_sigterm() -> None:
+    """Another rank has gone, and torchrun's SIGTERM follows: let the record be written first."""
+    signal.signal(signal.SIGTERM, lambda *_: _ended.set())
+
+
+def leave_signals_to_first(ranks: Ranks) -> None:
+    """On the other ranks: Ctrl-C and SIGTERM reach rank 0 too, which ends all in good order.
+
+    Some seconds after SIGTERM they end in any case, even if they wait in a collective for ever.
+    """
+    if ranks.is_first:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> NoReturn:
+        while os.read(reading, 1)[0] != signal.SIGTERM:
+            pass
+        time.sleep(SECONDS_TO_LEAVE)
+        os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_on_interrupt(ranks: Ranks) -> None:
+    """Let Ctrl-C end all at once, where a conversation would go on: torchrun ends the others."""
+    if ranks.count > 1:
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block."""
+    came: list[int] = []
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        came.append(number)
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, note) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
