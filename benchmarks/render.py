@@ -167,6 +167,27 @@ def speed(row: Result | None) -> str:
     return figure + (" (not compiled)" if row.get("compiled") is False else "")
 
 
+def meta_inference(r: Result) -> str:
+    """Llamas in Meta's format against transformers."""
+    names = {"generate": "transformers' `generate`", "generate.py": "`generate.py`",
+             "sharded.py 1": f"`sharded.py`, 1 process (goal {r['goal']}, at least {r['limit']})",
+             "sharded.py 2": "`sharded.py`, 2 processes"}
+    speeds = []
+    for row in r["rows"]:
+        for name, words in names.items():
+            one = row["methods"][name]
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in one["ratios"])
+            speeds.append(f"{row['batch']} | {words} | {one['tokens_per_s']:.1f} | "
+                          f"{one['ratio']:.2f} | {ratios} | {one['load_s']:.2f} s")
+    weights = f"{r['weight_bytes'] / 1e9:.2f} GB of weights in {r['dtype']}, {r['cpus']} CPUs"
+    speed_table = rows("prompts at once | program | new tokens/s | against `generate` | of each "
+                       "round | loading", speeds)
+    memory = [f"{words.split(' (')[0]}{f', rank {rank}' if len(r['memory'][name]) > 1 else ''} | "
+              f"{one['rss'] / 1e9:.2f} GB | {one['anonymous'] / 1e9:.2f} GB"
+              for name, words in names.items() for rank, one in enumerate(r["memory"][name])]
+    return f"{speed_table}\n\n" + rows(f"{weights} | RSS | anonymous", memory)
+
+
 def finetune_against_peers(r: Result) -> str:
     """Fine-tuning against other trainers."""
     names = {"sft": "`sft.py`", "trainer": "Trainer", "trl": "TRL", "litgpt": "LitGPT",
@@ -307,7 +328,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "squashfs": squashfs, "demo": demo,
     "generate_against_loop": generate_against_loop, "qa_batching": qa_batching,
     "harness_against_lm_eval": harness_against_lm_eval, "report_build": report_build,
-    "gpu_inference": gpu_inference,
+    "gpu_inference": gpu_inference, "meta_inference": meta_inference,
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
     "gguf_generate": gguf_generate, "gguf_load": gguf_load, "gguf_scoring": gguf_scoring,

@@ -19,6 +19,8 @@ python3 benchmarks/demo.py --json "$results/demo.json"
 bin/llm-run --image llm-cpu python recipes/data/tiny.py --output build/demo/tiny-llama
 bin/llm-run --image llm-cpu python benchmarks/generate_against_loop.py \
     --model build/demo/tiny-llama --output "$results/generate_against_loop.json"
+bin/llm-run --image llm-cpu python benchmarks/meta_inference.py \
+    --output "$results/meta_inference.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/qa_batching.py \
     --model build/demo/tiny-llama --output "$results/qa_batching.json"
 bin/llm-run --image llm-cpu python benchmarks/harness_against_lm_eval.py \
