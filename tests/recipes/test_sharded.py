@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from meta_checkpoints import LLAMA_1, LLAMA_2, LLAMA_3, LLAMA_3_2, Generation, h
 from meta_checkpoints import make_checkpoint as make
 
 from llm_recipes.cli import run_recipe
-from llm_recipes.meta import leaving
+from llm_recipes.meta import leaving, session
 from llm_recipes.meta.model import MetaLlama
 from llm_recipes.meta.tokenizer import load_tokenizer, stop_ids
 from llm_recipes.prompts import Prompt, render
@@ -238,6 +239,44 @@ def test_wrong_numbers_of_processes(
     assert [end.status for end in ends] == [2, 2]
     assert "has 1 shard, and 2 processes were started" in ends[0].err
     assert ends[1].err == ""
+
+
+def test_on_several_nodes_the_command_is_for_each(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def two_nodes(rank: int) -> None:
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
+
+    options = ["--model", checkpoint(degree=4), "--prompt", "x"]
+    first, second = run_two(tmp_path, *options, before=two_nodes)
+    assert (first.status, second.status) == (2, 2) and second.err == ""
+    assert "has 4 shards, and 2 processes were started" in first.err
+    assert "on 2 nodes: llm-run --torchrun --nproc-per-node=2 python" in first.err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "note", "limit", "words"),
+    [
+        (None, 4096, "", 4096, ""),
+        (None, None, "", 2048, "the model's context is not known: 2048 tokens"),
+        (None, 4096, "releases differ", 4096, "note: releases differ; the smallest is taken"),
+        (100, None, "", 100, ""),
+        (9000, 4096, "", 9000, "note: the model was trained for 4096 tokens, fewer than"),
+    ],
+)
+def test_what_limits_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wanted: int | None,
+    known: int | None,
+    note: str,
+    limit: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr(session, "context_of", lambda params: (known, note))
+    shard = SimpleNamespace(checkpoint=SimpleNamespace(context=known, params=None))
+    plan: Any = SimpleNamespace(settings={"max_seq_len": wanted}, shard=shard)
+    assert session.longest_row(plan) == limit
+    said = capsys.readouterr().err
+    assert said.startswith(words) and bool(said) == bool(words)
 
 
 def cut_short(folder: Path) -> None:

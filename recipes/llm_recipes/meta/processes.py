@@ -48,6 +48,5 @@ def start_command(checkpoint: MetaCheckpoint, nodes: int = 1) -> str:
     if degree == 1:
         return f"llm-run {recipe}"
     if nodes > 1 and degree % nodes == 0:
-        a_node = f"--nproc-per-node={degree // nodes}"
-        return f"srun --nodes={nodes} --ntasks-per-node=1 llm-run --torchrun {a_node} {recipe}"
+        return f"on {nodes} nodes: llm-run --torchrun --nproc-per-node={degree // nodes} {recipe}"
     return f"llm-run --torchrun --nproc-per-node={degree} {recipe}"

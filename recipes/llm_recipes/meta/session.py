@@ -25,6 +25,7 @@ from llm_recipes.device import (
 from llm_recipes.errors import LLMError
 from llm_recipes.meta.decoder_model import DecoderModel
 from llm_recipes.meta.lockstep import Leader
+from llm_recipes.meta.releases import context_of
 from llm_recipes.meta.run_plan import Plan
 from llm_recipes.meta.sizes import (
     CONTEXT_UNKNOWN,
@@ -124,7 +125,11 @@ def make_tokenizer(plan: Plan) -> Any:
 def longest_row(plan: Plan) -> int:
     """The most tokens of a prompt and its completion: --max-seq-len, or the model's context."""
     wanted: int | None = plan.settings["max_seq_len"]
-    known = plan.shard.checkpoint.context
+    checkpoint = plan.shard.checkpoint
+    known = checkpoint.context
+    of_release, note = context_of(checkpoint.params)
+    if wanted is None and note and known == of_release:
+        say(f"note: {note}; the smallest is taken; --max-seq-len says another number")
     if wanted is None and known is None:
         say(
             f"the model's context is not known: {CONTEXT_UNKNOWN} tokens are taken for it;"
