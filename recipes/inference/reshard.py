@@ -9,7 +9,7 @@
 A folder in Meta's format holds consolidated.NN.pth (one for each process of sharded.py),
 params.json and tokenizer.model; its weights are cut by the number of processes, which is changed
 here. Tensors are copied bit for bit unless --dtype asks for another type. It needs no GPU and no
-other process. Memory: blocks of 8 MB, whatever the model; about 0.5 GB with Python and torch.
+other process. Memory: blocks of 8 MB, whatever the model; about 0.6 GB with Python and torch.
 
 What a format has no place for is kept beside it, so that the way back gives the same files: a
 folder in Meta's format gets huggingface/ (config.json, tokenizer, chat template), one in Hugging

@@ -13,11 +13,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from llm_recipes.ahead import ahead
 from llm_recipes.errors import LLMError
 from llm_recipes.progress import Progress
 from llm_recipes.stored_weights import SAFETENSORS_DTYPES, OpenFiles
@@ -178,16 +181,16 @@ def _write_file(
         header[name] = entry
     table = json.dumps(header).encode()
     table += b" " * (-len(table) % 8)  # tensors begin at a multiple of 8 bytes
-    not_finite = []
+    not_finite: list[str] = []
+    blocks = ((name, block) for name, t in tensors.items() for block in t.blocks(source))
     with open(path, "wb") as file:
         file.write(len(table).to_bytes(8, "little") + table)
-        for name, tensor in tensors.items():
-            target, finite = target_dtype(tensor, dtype), True
-            for block in tensor.blocks(source):
+        for name, of_tensor in groupby(ahead(blocks), itemgetter(0)):
+            target = target_dtype(tensors[name], dtype)
+            for _, block in of_tensor:
                 made, is_finite = converted(block, target, name)
-                finite &= is_finite
+                if not is_finite and name not in not_finite[-1:]:
+                    not_finite.append(name)
                 file.write(made.reshape(-1).view(torch.uint8).numpy().data)
-            if not finite:
-                not_finite.append(name)
             progress.advance()
     return not_finite

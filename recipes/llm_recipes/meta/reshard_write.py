@@ -4,19 +4,23 @@
     not_finite = write_shards(folder, shards, dtype=None)
 
 All shards in Meta's format are written at the same time, so that a block goes into each that holds
-a part of it; memory is bounded by a few blocks of 8 MB, whatever the model and the shards.
+a part of it; memory is bounded by a few blocks of 8 MB, whatever the model and the shards. One
+thread reads, one converts and checks, one cuts and writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 
+from llm_recipes.ahead import Behind, ahead
 from llm_recipes.errors import LLMError
-from llm_recipes.meta.reshard_plan import MetaShards
+from llm_recipes.meta.reshard_plan import MetaShards, Window
 from llm_recipes.progress import Progress
 from llm_recipes.safetensors_writer import TensorSource, converted, target_dtype
 from llm_recipes.stored_weights import OpenFiles, safetensors_file, torch_weights
@@ -39,7 +43,7 @@ def write_shards(folder: Path, shards: MetaShards, dtype: torch.dtype | None) ->
             is too large for fp16.
         OSError: If the folder cannot be written or is full.
     """
-    not_finite = []
+    not_finite: list[str] = []
     with ExitStack() as stack:
         progress = stack.enter_context(Progress("write", len(shards.tensors), "tensors"))
         source = stack.enter_context(OpenFiles())
@@ -47,20 +51,36 @@ def write_shards(folder: Path, shards: MetaShards, dtype: torch.dtype | None) ->
             stack.enter_context(TorchFile(folder / name, headers, shards.shared))
             for name, headers in zip(shards.files, shards.headers, strict=True)
         ]
-        for name, tensor in shards.tensors.items():
-            target, first, finite = target_dtype(tensor, dtype), 0, True
-            for block in tensor.blocks(source):
+        behind = stack.enter_context(Behind())  # left before the files are
+        blocks = (
+            (name, block)
+            for name, tensor in shards.tensors.items()
+            for block in tensor.blocks(source)
+        )
+        for name, of_tensor in groupby(ahead(blocks), itemgetter(0)):
+            target, first = target_dtype(shards.tensors[name], dtype), 0
+            for _, block in of_tensor:
                 made, is_finite = converted(block, target, name)
-                finite &= is_finite
-                for file, window in zip(files, shards.windows[name], strict=True):
-                    cut = window.cut(made, first)
-                    if cut is not None:
-                        file.write(name, cut)
+                if not is_finite and name not in not_finite[-1:]:
+                    not_finite.append(name)
+                behind.do(_write_parts, files, shards.windows[name], name, made, first)
                 first += block.shape[0]
-            if not finite:
-                not_finite.append(name)
             progress.advance()
     return tuple(not_finite)
+
+
+def _write_parts(
+    files: Sequence[TorchFile],
+    windows: Sequence[Window],
+    name: str,
+    block: torch.Tensor,
+    first: int,
+) -> None:
+    """Append to each file what it holds of a block that begins at row `first`."""
+    for file, window in zip(files, windows, strict=True):
+        cut = window.cut(block, first)
+        if cut is not None:
+            file.write(name, cut)
 
 
 def check_shards(folder: Path, shards: MetaShards) -> None:

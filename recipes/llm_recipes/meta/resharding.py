@@ -41,7 +41,7 @@ from llm_recipes.safetensors_writer import (
     written_bytes,
 )
 
-PYTHON_BYTES, BLOCKS_BYTES = 0.38e9, 0.12e9  # with torch and tokenizers; blocks of 8 MB
+PYTHON_BYTES, BLOCKS_BYTES = 0.35e9, 0.25e9  # with torch; blocks of 8 MB in three threads
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
 
 
