@@ -276,6 +276,23 @@ def gguf_load(r: Result) -> str:
                 "until the first token | rate", lines)
 
 
+def meta_reshard(r: Result) -> str:
+    """Conversions of checkpoints in Meta's format."""
+    lines = []
+    for row in r["rows"]:
+        rates = [row[f"{name}_bytes_per_s"] / 1e9 for name in ("ours", "copy")]
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in row["ratios"])
+        peaks = [row[f"{name}_peak_bytes"] / 1e9 for name in ("ours", "today")]
+        lines.append(f"{row['conversion']} | {rates[0]:.2f} GB/s | {rates[1]:.2f} GB/s | "
+                     f"{row['ratio']:.2f} ({ratios}) | {row['today_bytes_per_s'] / 1e9:.2f} GB/s | "
+                     f"{peaks[0]:.2f} GB | {peaks[1]:.2f} GB")
+    size = r["rows"][0]["bytes"] / 1e9
+    return rows(
+        f"{size:.1f} GB in bf16, median of {r['rounds']} | `reshard.py` | plain copy | "
+        f"ratio (at least {r['limit']}; of each round) | `torch.load`, `cat`, `save` | "
+        "memory of `reshard.py` | memory of `torch.load` and so on", lines)
+
+
 def gguf_scoring(r: Result) -> str:
     """Questions with choices scored together and one by one."""
     shape = f"{r['parameters'] / 1e9:.2f} B parameters, {r['type']}, {r['threads']} threads"
@@ -332,7 +349,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "finetune_against_peers": finetune_against_peers,
     "finetune_memory": finetune_memory, "gpu_finetune": gpu_finetune,
     "gguf_generate": gguf_generate, "gguf_load": gguf_load, "gguf_scoring": gguf_scoring,
-    "llama_native": llama_native, "llama_threads": llama_threads,
+    "meta_reshard": meta_reshard, "llama_native": llama_native, "llama_threads": llama_threads,
 }
 
 

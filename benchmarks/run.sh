@@ -38,6 +38,8 @@ python3 benchmarks/finetune_against_peers.py --model build/demo/tiny-llama "$@" 
     --json "$results/finetune_against_peers.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/finetune_memory.py \
     --output "$results/finetune_memory.json"
+bin/llm-run --image llm-cpu python benchmarks/meta_reshard.py \
+    --output "$results/meta_reshard.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/gguf_generate.py \
     --output "$results/gguf_generate.json" || passed=$?
 bin/llm-run --image llm-cpu python benchmarks/gguf_load.py --output "$results/gguf_load.json"
