@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ALIGNMENT = 16  # numbers: GPUs' attention kernels load masks in aligned pieces
+
 
 @dataclass(frozen=True)
 class Group:
@@ -27,16 +29,15 @@ class Group:
 class Prompts:
     """The prompts of a batch without padding, shortest first.
 
-    width: column behind all prompts; begin: the first that one of them has. rows, columns,
-    positions: of each packed token, its place in the batch and in its prompt, int64 [tokens].
-    last: where each row's last token is among the packed ones, int64 [rows].
+    width: column behind all prompts. rows, columns, positions: of each packed token, its place in
+    the batch and in its prompt, int64 [tokens]. last: where each row's last token is among the
+    packed ones, int64 [rows].
     """
 
     def __init__(self, lengths: Sequence[int], width: int, device: torch.device) -> None:
         """Pack prompts of these lengths, which end at column `width` of the batch."""
         self.lengths = tuple(lengths)
         self.width = width
-        self.begin = width - max(lengths)
         self.device = device
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         ordered = [lengths[row] for row in order]
@@ -63,13 +64,13 @@ class Prompts:
 
 
 class Running:
-    """The rows that go on. columns begin to end of the cache hold their tokens."""
+    """The rows that go on. Columns begin to end of the cache hold their tokens."""
 
     def __init__(self, prompts: Prompts, capacity: int, dtype: torch.dtype) -> None:
         """Begin behind the prompts. capacity: columns of the cache; dtype: of the mask."""
-        self.begin, self.end = prompts.begin, prompts.width
         device = prompts.device
-        self._starts = [prompts.width - length for length in prompts.lengths]
+        self.end = prompts.width
+        self._let_in([prompts.width - length for length in prompts.lengths])
         self.positions = torch.tensor(prompts.lengths, device=device)
         columns = torch.arange(capacity, device=device)
         padding = columns < torch.tensor(self._starts, device=device)[:, None]
@@ -91,13 +92,17 @@ class Running:
 
         Without a mask the fastest kernel runs.
         """
-        if max(self._starts) == self.begin:
-            return None
-        return self._mask[..., self.begin : self.end]
+        return self._mask[..., self.begin : self.end] if self._padded else None
 
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with these rows only; columns that none of them uses are left out."""
-        self._starts = [self._starts[index] for index in indices]
-        self.begin = min(self._starts)
+        self._let_in([self._starts[index] for index in indices])
         kept = torch.tensor(indices, device=self.positions.device)
         self.positions, self._mask = self.positions[kept], self._mask[kept]
+
+    def _let_in(self, starts: list[int]) -> None:
+        """Take rows that start at these columns."""
+        self._starts = starts
+        self._padded = len(set(starts)) > 1
+        first = min(starts)
+        self.begin = first // ALIGNMENT * ALIGNMENT if self._padded else first

@@ -205,7 +205,7 @@ class Attention(torch.nn.Module):
             for cache, new in ((self.keys, k), (self.values, v)):
                 cache[group.rows, :, start : prompts.width] = new
                 # What an earlier batch left in padding may be infinite if that overflowed.
-                cache[group.rows, :, prompts.begin : start] = 0
+                cache[group.rows, :, :start] = 0
         found = attended[0] if len(attended) == 1 else torch.cat(attended)
         added: Tensor = self.wo(found)
         return added
