@@ -40,7 +40,9 @@ from meta_checkpoints import (
 from safetensors.torch import load_file, save_file
 
 from llm_recipes.errors import LLMError
-from llm_recipes.meta.resharding import BLOCKS_BYTES
+from llm_recipes.meta.reshard_write import write_shards
+from llm_recipes.meta.resharding import BLOCKS_BYTES, prepare
+from llm_recipes.stored_weights import OpenFiles
 
 SCRIPT = RECIPES / "inference" / "reshard.py"
 DEGREES = (1, 2, 4, 8)
@@ -217,6 +219,31 @@ def test_the_same_shards_are_the_same_bytes(
     reshard(tmp_path / "4", tmp_path / "2", "meta", 2)
     reshard(tmp_path / "2", tmp_path / "again", "meta", 4)
     assert without_record(tmp_path / "again") == without_record(tmp_path / "4")
+
+
+def test_every_byte_is_read_once(
+    reshard: Reshard,
+    metas: Callable[[Generation, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[int] = []
+    plain = OpenFiles._read
+
+    def counted(files: OpenFiles, path: Path, offset: int, length: int) -> bytearray:
+        read.append(length)
+        return plain(files, path, offset, length)
+
+    monkeypatch.setattr(OpenFiles, "_read", counted)
+    options = {"model_parallel": 8, "dtype": "keep", "embeddings": "auto", "tokenizer": None}
+    options |= {"shard_size": "5GB", "rope_factor": None, "context_length": None, "chat": False}
+    conversion = prepare({"model": metas(LLAMA_2, 2), "to": "meta", **options})
+    read.clear()  # norms, a few KB of each tensor, and what tells that it is not tied
+    assert conversion.shards is not None
+    write_shards(tmp_path, conversion.shards, None)
+    assert (
+        sum(read) == conversion.bytes_read == 4 * sum(map(torch.numel, weights(LLAMA_2).values()))
+    )
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp32"])

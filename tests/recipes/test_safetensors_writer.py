@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llm_recipes import stored_weights
 from llm_recipes.errors import LLMError
-from llm_recipes.safetensors_writer import size_in_bytes, write_safetensors
+from llm_recipes.safetensors_writer import converted, size_in_bytes, write_safetensors
 from llm_recipes.stored_weights import safetensors_file
 
 TENSORS = {
@@ -68,3 +69,25 @@ def test_sizes(text: str, size: int) -> None:
 def test_no_sizes(text: str) -> None:
     with pytest.raises(LLMError, match="no size"):
         size_in_bytes(text)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_seen(dtype: torch.dtype, value: float) -> None:
+    for place in (0, 7, 500, 1000):
+        block = torch.linspace(-2, 2, 1001).to(dtype)
+        assert converted(block, dtype, "w")[1]
+        block[place] = value
+        assert not converted(block, dtype, "w")[1]
+    assert converted(torch.empty(0, dtype=dtype), dtype, "w")[1]
+
+
+def test_tensors_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_weights, "BLOCK_BYTES", 64)
+    tensors = {"a": torch.rand(99), "b": torch.rand(0), "c": torch.rand(50)}
+    tensors["a"][[1, 98]] = float("inf")
+    save_file(tensors, tmp_path / "in.safetensors")
+    written = write_safetensors(tmp_path, safetensors_file(tmp_path / "in.safetensors"), None, 999)
+    assert written.not_finite == ("a",)
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
