@@ -625,6 +625,19 @@ def test_folders_that_need_another_command(
     assert "--rope-factor is for" in faults(group.value)
 
 
+def test_folders_that_hold_no_model(
+    reshard: Reshard, metas: Callable[[Generation, int], Path], tmp_path: Path
+) -> None:
+    model = metas(LLAMA_1, 2)
+    with pytest.raises(LLMError, match="holds no model") as error:
+        reshard(model.parent, tmp_path / "out", "meta", 4)
+    assert str(model) in str(error.value)
+    with pytest.raises(LLMError, match="holds no model"):
+        reshard(tmp_path, tmp_path / "out", "meta", 4)
+    with pytest.raises(LLMError, match="is a file and no folder"):
+        reshard(model / "params.json", tmp_path / "out", "meta", 4)
+
+
 def test_params_json_of_another_model_is_not_carried(
     reshard: Reshard,
     hfs: Callable[[Generation], Path],

@@ -38,7 +38,7 @@ from llm_recipes.meta.params import Params, params_of_config
 from llm_recipes.meta.shard import DTYPES, shard_digest, shard_identity
 from llm_recipes.meta.tokenizer_files import tokenizer_kind
 from llm_recipes.meta.whole_tensors import Order, WholeTensor, same, sharded, single
-from llm_recipes.model_folder import find_model, folder_digest
+from llm_recipes.model_folder import find_model, folder_digest, no_such_folder
 from llm_recipes.stored_weights import OpenFiles, StoredTensor, safetensors_file, torch_weights
 
 CONFIG, TOKENIZER, ORIGINAL = "config.json", "tokenizer.model", "original"
@@ -106,8 +106,12 @@ def read_source(model: Path, tokenizer: Path | None, rope_factor: float | None) 
     Raises:
         LLMError, ExceptionGroup: Everything that is missing, damaged or does not fit.
     """
+    if model.is_file():
+        raise no_such_folder(str(model))
     if model.is_dir() and is_meta_folder(model) and not _has_hf_weights(model):
         return _meta_source(find_checkpoint(model, tokenizer, rope_factor))
+    if model.is_dir() and not any(map(_is_model_file, model.iterdir())):
+        raise _no_model(model)
     source = _hf_source(model)
     faults = []
     for option, value in (("--tokenizer", tokenizer), ("--rope-factor", rope_factor)):
@@ -116,6 +120,23 @@ def read_source(model: Path, tokenizer: Path | None, rope_factor: float | None) 
             faults.append(LLMError(what, f"{model} is a Hugging Face folder", "leave it out"))
     raise_all(faults)
     return source
+
+
+def _is_model_file(path: Path) -> bool:
+    """Whether a file says what is in a folder, be it another thing than a model to convert."""
+    return path.name in (CONFIG, "adapter_config.json") or path.suffix == ".gguf"
+
+
+def _no_model(folder: Path) -> LLMError:
+    inner = sorted(
+        path
+        for path in folder.iterdir()
+        if any((path / name).is_file() for name in (PARAMS, CONFIG))
+    )
+    fix = "name the folder that has one of them, and the weights"
+    if inner:
+        fix = "one of these? " + ", ".join(map(str, inner[:3]))
+    return LLMError(f"{folder} holds no model", f"neither {PARAMS} nor {CONFIG} is in it", fix)
 
 
 def _has_hf_weights(folder: Path) -> bool:
