@@ -40,8 +40,10 @@ from meta_checkpoints import (
 from safetensors.torch import load_file, save_file
 
 from llm_recipes.errors import LLMError
-from llm_recipes.meta.reshard_write import write_shards
+from llm_recipes.meta.reshard_write import check_safetensors, write_shards
+from llm_recipes.meta.reshard_write import check_shards as written_shards
 from llm_recipes.meta.resharding import BLOCKS_BYTES, prepare
+from llm_recipes.safetensors_writer import write_safetensors
 from llm_recipes.stored_weights import OpenFiles
 
 SCRIPT = RECIPES / "inference" / "reshard.py"
@@ -221,6 +223,30 @@ def test_the_same_shards_are_the_same_bytes(
     assert without_record(tmp_path / "again") == without_record(tmp_path / "4")
 
 
+DEFAULTS: dict[str, Any] = {"to": "meta", "model_parallel": None, "dtype": "keep", "chat": False}
+DEFAULTS |= {"embeddings": "auto", "shard_size": "5GB"}
+DEFAULTS |= dict.fromkeys(("tokenizer", "rope_factor", "context_length"))
+
+
+def test_what_is_written_is_looked_at_again(
+    metas: Callable[[Generation, int], Path], tmp_path: Path
+) -> None:
+    model = metas(LLAMA_2, 2)
+    conversion = prepare({**DEFAULTS, "model": model, "model_parallel": 4})
+    assert conversion.shards is not None
+    write_shards(tmp_path, conversion.shards, None)
+    written_shards(tmp_path, conversion.shards)
+    shutil.copy(model / "consolidated.01.pth", tmp_path)
+    with pytest.raises(LLMError, match="does not hold what was written") as error:
+        written_shards(tmp_path, conversion.shards)
+    assert "consolidated.01.pth" in str(error.value) and "tok_embeddings" in str(error.value)
+    conversion = prepare({**DEFAULTS, "model": model, "to": "hf", "context_length": 5})
+    write_safetensors(tmp_path, conversion.tensors, torch.bfloat16, 10**9)
+    check_safetensors(tmp_path, conversion.hf_files, torch.bfloat16)
+    with pytest.raises(LLMError, match="does not hold what was written"):
+        check_safetensors(tmp_path, conversion.hf_files, None)
+
+
 def test_every_byte_is_read_once(
     reshard: Reshard,
     metas: Callable[[Generation, int], Path],
@@ -235,9 +261,7 @@ def test_every_byte_is_read_once(
         return plain(files, path, offset, length)
 
     monkeypatch.setattr(OpenFiles, "_read", counted)
-    options = {"model_parallel": 8, "dtype": "keep", "embeddings": "auto", "tokenizer": None}
-    options |= {"shard_size": "5GB", "rope_factor": None, "context_length": None, "chat": False}
-    conversion = prepare({"model": metas(LLAMA_2, 2), "to": "meta", **options})
+    conversion = prepare({**DEFAULTS, "model": metas(LLAMA_2, 2), "model_parallel": 8})
     read.clear()  # norms, a few KB of each tensor, and what tells that it is not tied
     assert conversion.shards is not None
     write_shards(tmp_path, conversion.shards, None)
