@@ -126,6 +126,7 @@ def test_tied_without_output(tmp_path: Path) -> None:
     for index in range(2):
         part = shard(LLAMA_3_2, weights(LLAMA_3_2), index, 2)
         del part["output.weight"]
+        part["rope.freqs"] = torch.zeros(4, dtype=torch.complex64)  # of whatever type: not used
         torch.save(part, folder / name(index))
     found = find_checkpoint(folder, rope_factor=32.0)
     assert found.params.vocabulary == LLAMA_3_2.vocabulary and is_tied(read_shard(found, 1))
@@ -374,7 +375,7 @@ def test_sidecar(folder: Path) -> None:
     assert "is not JSON" in find(folder, None)
 
 
-def test_the_layout_of_hub_pages(folder: Path) -> None:
+def test_the_layout_of_hub_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = folder.parent
     folder.rename(hub / "original")
     assert is_meta_folder(hub)
@@ -382,6 +383,14 @@ def test_the_layout_of_hub_pages(folder: Path) -> None:
     found = find_checkpoint(hub)
     assert found.folder == hub / "original" and found.sidecar == hub
     assert find_checkpoint(hub / "original") == found
+    (hub / "original" / "tokenizer.model").rename(hub / "tokenizer.model")
+    (hub.parent / "link").symlink_to(hub / "original")
+    for place in (hub / "original", hub.parent / "link"):  # `.` and links hide what is above
+        monkeypatch.chdir(place)
+        for path in (Path("."), place):
+            above = find_checkpoint(path)
+            assert above.sidecar is not None and above.sidecar.samefile(hub)
+            assert above.tokenizer is not None and above.tokenizer.parent.samefile(hub)
     assert not is_meta_folder(hub)  # whoever wants Hugging Face's weights has them there
     for index in range(4):
         (hub / "original" / name(index)).unlink()

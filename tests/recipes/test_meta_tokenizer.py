@@ -50,6 +50,7 @@ TEXTS = (
         "e\u0301 \u00a0\u200b\ufeff",
     ),
     *("\x00\x01", "\u2581under\u2581", "<0x41>", "\U0010ffff", "</s> <|eot_id|>", "[INST]"),
+    *(" <PRE> x", "<PRE>", "a <PRE>the.the. th", "the <PRE><PRE>"),
 )
 Truth = Callable[[str], list[int]]
 
@@ -71,7 +72,22 @@ def spaces_last(model: bytes) -> bytes:
     return data
 
 
-@pytest.fixture(scope="module", params=["pieces", "pieces, spaces last", "ranks"])
+def own_pieces(model: bytes) -> bytes:
+    """The model with pieces that its user has defined, one of which begins as another."""
+    found = sentencepiece_model_pb2.ModelProto()
+    found.ParseFromString(model)
+    for piece, text in zip(found.pieces[-3:], ("\u2581<PRE>", "th", "the."), strict=True):
+        if text in {other.piece for other in found.pieces}:
+            next(other for other in found.pieces if other.piece == text).piece = f"old {text}"
+        piece.piece, piece.type = text, piece.USER_DEFINED
+    data: bytes = found.SerializeToString()
+    return data
+
+
+MODELS = {"pieces": bytes, "pieces, spaces last": spaces_last, "own pieces": own_pieces}
+
+
+@pytest.fixture(scope="module", params=[*MODELS, "ranks"])
 def given(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Path, Any]:
     """A tokenizer.model under a hostile name, and the library that it is made for."""
     path = tmp_path_factory.mktemp("it's; ü") / HOSTILE
@@ -83,8 +99,7 @@ def given(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[Path, 
         return path, tiktoken.Encoding(
             "llama", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
-    model = meta_checkpoints.pieces_file()
-    path.write_bytes(model if request.param == "pieces" else spaces_last(model))
+    path.write_bytes(MODELS[request.param](meta_checkpoints.pieces_file()))
     return path, sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 

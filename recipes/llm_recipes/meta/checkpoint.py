@@ -10,6 +10,7 @@ shards follows from the shapes in the first one, as does what params.json leaves
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -187,7 +188,7 @@ def _tokenizer(folder: Path, given: Path | None) -> tuple[Path | None]:
             raise LLMError(f"there is no tokenizer {path}", "", "--tokenizer takes tokenizer.model")
         tokenizer_kind(path)
         return (path,)
-    for place in (folder, folder.parent):
+    for place in (folder, *(path.parent for path in _whole_paths(folder))):
         if (place / TOKENIZER).is_file():
             tokenizer_kind(place / TOKENIZER)
             return (place / TOKENIZER,)
@@ -213,8 +214,15 @@ def _first(
 def _sidecar(folder: Path) -> Path | None:
     if (folder / SIDECAR).is_dir():
         return folder / SIDECAR
-    is_original = folder.name == ORIGINAL and (folder.parent / "config.json").is_file()
-    return folder.parent if is_original else None
+    for path in _whole_paths(folder):
+        if path.name == ORIGINAL and (path.parent / "config.json").is_file():
+            return path.parent
+    return None
+
+
+def _whole_paths(folder: Path) -> tuple[Path, Path]:
+    """The folder as it is named and as links lead to it: `.` and a link hide what is above."""
+    return Path(os.path.abspath(folder)), folder.resolve()
 
 
 def _config(sidecar: Path | None) -> Mapping[str, Any] | None:

@@ -4,8 +4,10 @@
     [release.name for release in releases_like(params)]
 
 Sources of the numbers: params.json and config.json of each release on its model page, the model
-cards (contexts, tied embeddings), and for 3.1 and later the list of models of the package
-llama-models (number of shards, sizes), whose code also holds the two factors of the rotary scaling.
+cards (contexts, tied embeddings; for Code Llama 70B Meta's answer in
+https://github.com/meta-llama/codellama/issues/188), and for 3.1 and later the list of models of the
+package llama-models (number of shards, sizes), whose code also holds the two factors of the rotary
+scaling.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ RELEASES = (
     _code("Code Llama 13B Python", 2, _13B, 32000),
     _code("Code Llama 34B", 4, _34B, 32000),
     _code("Code Llama 70B", 8, _70B, 32016, (4096, 1.3)),
-    _code("Code Llama 70B Instruct", 8, _70B, 32016, (4096, 1.3), 10000.0, 4096),
+    _code("Code Llama 70B Python and Instruct", 8, _70B, 32016, (4096, 1.3), 10000.0, 4096),
     _third("Llama 3 8B", 1, _8B, (1024, 1.3)),
     _third("Llama 3 70B", 8, _70B, (4096, 1.3)),
     _third("Llama 3.1 8B", 1, _8B, (1024, 1.3), 8.0),

@@ -65,7 +65,7 @@ def shard_contents(path: Path) -> dict[str, StoredTensor]:
     if not tensors:
         why = "it has no tensors by name: torch.save of a state dict is expected"
         raise LLMError(f"{path} holds no weights", why)
-    others = {str(t.dtype) for t in tensors.values() if t.dtype not in DTYPES}
+    others = {str(t.dtype) for t in weights_of(tensors).values() if t.dtype not in DTYPES}
     if others:
         kinds = ", ".join(sorted(others)).replace("torch.", "")
         fix = "take the release in bfloat16: quantized weights in Meta's format are not read"

@@ -5,6 +5,7 @@ tokenizer = from_tiktoken(Path("llama/tokenizer.model"))
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,6 @@ SPACE = "\u2581"  # SentencePiece's sign for one
 def from_sentencepiece(path: Path) -> Any:
     """transformers' tokenizer with the ids that SentencePiece gives.
 
-    Pieces that the user has defined are told from text too, but what follows one gets a space in
-    front. Meta's models have none.
-
     Raises:
         LLMError: If the file is damaged or its model not as a Llama's.
     """
@@ -46,7 +44,7 @@ def from_sentencepiece(path: Path) -> Any:
     if not (model.is_bpe and model.is_plain) or None in (model.bos, model.eos, model.unk):
         why = "it merges no pairs, changes texts before, or has no BOS, EOS or unknown piece"
         raise LLMError(f"{path} is no tokenizer of a Llama", why, "give the model's own")
-    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
     # transformers' own way is not taken: it merges in the order of the ids where SentencePiece goes
@@ -58,7 +56,14 @@ def from_sentencepiece(path: Path) -> Any:
         for number in (model.unk, model.bos, model.eos, model.pad)
     )
     merges = _scored_merges(model.pieces)
-    backend = Tokenizer(BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    # Pieces that the user has defined are cut out first, the longest where several fit, and kept
+    # as they are.
+    given = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+    options: dict[str, Any] = {"unk_token": unk, "fuse_unk": True, "byte_fallback": True}
+    backend = Tokenizer(BPE(vocabulary, merges, **options, ignore_merges=bool(given)))
+    if given:
+        longest_first = "|".join(re.escape(text) for text in sorted(given, key=len, reverse=True))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), behavior="isolated")
     spaces: list[Any] = [normalizers.Replace(" ", SPACE)]
     shown: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.dummy_prefix:  # of each text between BOS and EOS in a chat, as with Meta's code
@@ -68,8 +73,6 @@ def from_sentencepiece(path: Path) -> Any:
     backend.decoder = decoders.Sequence(shown)
     marks = [piece.text for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
     backend.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in marks])
-    given = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
-    backend.add_tokens([AddedToken(text, normalized=False) for text in given])
     return _wrapped(backend, bos_token=bos, eos_token=eos, unk_token=unk, pad_token=pad)
 
 
