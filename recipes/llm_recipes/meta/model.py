@@ -198,8 +198,12 @@ class Attention(torch.nn.Module):
                 heads[group.tokens].view(-1, group.length, *heads.shape[1:]).transpose(1, 2)
                 for heads in (queries, keys, values)
             )
-            grouped = q.shape[1] != k.shape[1]
-            found = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            # Left to torch, grouped heads mean a table of the square of the length for each head
+            # where FlashAttention can't run: on GPUs before Ampere, in fp32.
+            all_k, all_v = (
+                heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v)
+            )
+            found = F.scaled_dot_product_attention(q, all_k, all_v, is_causal=True)
             attended.append(found.transpose(1, 2).flatten(2).flatten(0, 1))
             start = prompts.width - group.length
             for cache, new in ((self.keys, k), (self.values, v)):
