@@ -98,16 +98,9 @@ def sharded(
     settings = dict(locals())
     if "RANK" not in os.environ:  # without torchrun, before imports that take seconds
         raise_all(faults(settings))
-    from llm_recipes.meta.leaving import leave_signals_to_first, leaving_together
-    from llm_recipes.ranks import end_ranks, start_ranks
+    from llm_recipes.meta.leaving import among_ranks
 
-    ranks = start_ranks(use_gpus=device != "cpu")
-    try:
-        leave_signals_to_first(ranks)
-        with leaving_together(ranks):
-            return run(settings, ranks)
-    finally:
-        end_ranks()
+    return among_ranks(partial(run, settings), use_gpus=device != "cpu")
 
 
 def run(settings: dict[str, Any], ranks: Ranks) -> int:

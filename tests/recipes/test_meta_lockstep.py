@@ -21,7 +21,7 @@ from llm_recipes.cli import Terminated
 from llm_recipes.errors import LLMError
 from llm_recipes.meta import leaving
 from llm_recipes.meta.lockstep import Channel, Leader, follow, leading
-from llm_recipes.ranks import Ranks, end_ranks, start_ranks
+from llm_recipes.ranks import Ranks, start_ranks
 
 
 class Notes:
@@ -67,20 +67,19 @@ def run(
 ) -> list[Ended]:
     """Lead and follow in processes; each prints what its part has done."""
 
-    def recipe() -> int:
-        ranks = start_ranks(use_gpus=False)
+    def work(ranks: Ranks) -> int:
         part = Notes(ranks, fails if ranks.index == at else "")
         try:
-            leaving.leave_signals_to_first(ranks)
-            with leaving.leaving_together(ranks):
-                if not ranks.is_first:
-                    return follow(ranks, part, most_rows=4)
-                with leading(ranks, part, 4, shielded=False) as leader:
-                    lead(leader)
-                return 0
+            if not ranks.is_first:
+                return follow(ranks, part, most_rows=4)
+            with leading(ranks, part, 4, shielded=False) as leader:
+                lead(leader)
+            return 0
         finally:
             print(json.dumps(part.done), flush=True)
-            end_ranks()
+
+    def recipe() -> int:
+        return leaving.among_ranks(work, use_gpus=False)
 
     return run_ranks(recipe, [], count, folder)
 
@@ -169,6 +168,21 @@ def test_a_follower_that_fails_says_why(tmp_path: Path) -> None:
     assert "load failed on rank 1" in second.err
     assert "another process of this model has ended" in first.err
     assert "Traceback" not in first.err + second.err
+
+
+def test_a_process_that_failed_on_a_gpu_does_not_wait_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never() -> None:
+        time.sleep(60)  # NCCL's groups, whose work is never done
+
+    monkeypatch.setattr(leaving, "_computed_on_gpus", lambda: True)
+    monkeypatch.setattr(leaving, "end_ranks", never)
+    started = time.monotonic()
+    first, second = run(tmp_path, lambda leader: leader.load() and None, fails="load")
+    assert (first.status, second.status) == (2, 2)
+    assert "load failed on rank 1" in second.err
+    assert time.monotonic() - started < 20
 
 
 def test_of_two_that_fail_alike_the_first_speaks(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 torchrun tells them by SIGINT or SIGTERM, or one of them fails and the others see its connections
 close. Rank 0 alone decides what is said; what failed elsewhere speaks for itself.
 
-    leave_signals_to_first(ranks)
-    with leaving_together(ranks): ...
+    status = among_ranks(run, use_gpus=True)  # run(ranks), in every process
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from llm_recipes.cli import TERMINATED
 from llm_recipes.errors import USER_MISTAKE, LLMError
 from llm_recipes.model_folder import first_line
-from llm_recipes.ranks import Ranks
+from llm_recipes.ranks import Ranks, end_ranks, start_ranks
 
 # What gloo says when the process on the other end has ended.
 GONE_WORDS = (
@@ -34,6 +33,34 @@ GONE_WORDS = (
 SECONDS_TO_SPEAK = 3.0
 SECONDS_TO_LEAVE = 5.0  # for a follower after SIGTERM; torchrun itself waits for 30
 _ended = threading.Event()  # by torchrun, after another rank had gone
+
+
+def among_ranks(work: Callable[[Ranks], int], use_gpus: bool) -> int:
+    """Do the work as one of torchrun's processes; the exit status.
+
+    Args:
+        work: What every process does; gets who it is.
+        use_gpus: As `start_ranks` wants it.
+    """
+    ranks, status = start_ranks(use_gpus), None
+    try:
+        leave_signals_to_first(ranks)
+        with leaving_together(ranks):
+            status = work(ranks)
+        return status
+    finally:
+        # NCCL's groups are destroyed when all their work is done, which it never is once a process
+        # has failed: this one would wait and not even say why. torch aborts them at its exit.
+        if status == 0 or ranks.count == 1 or not _computed_on_gpus():
+            end_ranks()
+
+
+def _computed_on_gpus() -> bool:
+    """Whether the model's collectives may be NCCL's and may have begun."""
+    import torch
+    from fairscale.nn.model_parallel import initialize
+
+    return torch.cuda.is_initialized() and initialize.model_parallel_is_initialized()
 
 
 @contextlib.contextmanager
