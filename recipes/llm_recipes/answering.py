@@ -154,7 +154,7 @@ def _fill(
             say(f"{len(answers.done)} of {len(order)} answers are kept: the same command goes on")
         raise
     finally:
-        record["metrics"]["answers"] = len(answers.done)
+        record["metrics"] |= _count(answers.done)
         if output is not None and record["status"] != "complete":
             _record_unfinished(output, record, status)
     return 0
@@ -171,7 +171,7 @@ def _finish(
 
     def keep(output_digest: str) -> None:
         assert output is not None
-        record["metrics"]["answers"] = len(order)
+        record["metrics"] |= _count(answers.done)
         record["output_digest"] = output_digest
         # Nothing was generated: a run was stopped after its record, which has the measurements.
         if not record["model"] and is_recorded(record_path(output), record):
@@ -180,6 +180,14 @@ def _finish(
             write_record(record_path(output), record, "complete")
 
     answers.finish(order, keep)
+
+
+def _count(done: Mapping[Key, Mapping[str, Any]]) -> dict[str, int]:
+    """What the file holds, whichever of the runs that continue each other has made it."""
+    from llm_recipes.answers import TOO_LONG
+
+    too_long = {key for (key, _), row in done.items() if row.get("finish_reason") == TOO_LONG}
+    return {"answers": len(done), "prompts_too_long": len(too_long)}
 
 
 def _record_unfinished(output: Path, record: dict[str, Any], status: str) -> None:

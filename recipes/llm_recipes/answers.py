@@ -24,6 +24,7 @@ from llm_recipes.errors import LLMError
 from llm_recipes.files import open_locked, staged_text, write_fault
 
 HEADER = "made_with"
+TOO_LONG = "prompt_too_long"  # finish_reason of the empty answer to a prompt that leaves no room
 Key = tuple[str, int]  # the prompt's id as JSON, and the sample's number
 
 

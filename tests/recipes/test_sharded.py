@@ -154,16 +154,26 @@ def test_samples_are_the_same_whatever_the_processes_and_batches(
 
 
 def test_prompts_that_are_too_long_get_an_empty_answer(
-    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
     long = " ".join(TEXTS)
     file, output = tmp_path / "p.jsonl", tmp_path / "a.jsonl"
     lines = [{"id": f"long {n}", "prompt": long} for n in range(12)]
     lines.insert(3, {"id": "short", "prompt": "x"})
     file.write_text("\n".join(map(json.dumps, lines)))
     options = ["--model", checkpoint(degree=1), "--max-seq-len", 8, "--output", output]
-    assert run(*options, "--prompts", file) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "complete_all", interrupted)
+        assert run(*options, "--prompts", file) == 130
     said = capsys.readouterr().err
+    assert run(*options, "--prompts", file) == 0
+    assert " is too long" not in capsys.readouterr().err, "the first run has answered them"
     assert f"prompt 'long 0' ({file}, line 1) is too long" in said
     assert said.count(" is too long") == 10 and "and 2 more prompts are too long" in said
     found = {row["id"]: row for row in rows(output)}
@@ -174,7 +184,7 @@ def test_prompts_that_are_too_long_get_an_empty_answer(
     assert (answer["completion"], answer["completion_tokens"]) == ("", 0)
     assert answer["finish_reason"] == "prompt_too_long" and answer["prompt_tokens"] >= 8
     record = json.loads((tmp_path / "a.run.json").read_text())
-    assert record["metrics"]["prompts_too_long"] == 12
+    assert record["metrics"]["prompts_too_long"] == 12, "of both runs"
     assert run(*options, "--prompts", file) == 0
     assert "nothing to do" in capsys.readouterr().err
     # All of them: still answers, and the weights are not even read.

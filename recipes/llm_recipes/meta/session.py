@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm_recipes.answering import Session, make_requests
+from llm_recipes.answers import TOO_LONG
 from llm_recipes.batching import complete_all
 from llm_recipes.decoding import Completion, Decoder, DecodeSettings, Request
 from llm_recipes.device import (
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from llm_recipes.prompts import Prompt
 
 ARCHITECTURE = "Llama (Meta's format)"
-TOO_LONG = "prompt_too_long"
 MOST_SHOWN = 10  # prompts that are too long
 CHAT_TOKENS = 4096  # of a conversation, if --max-seq-len says nothing
 
@@ -82,8 +82,7 @@ def session(
         yield from complete_all(decoder, requests, size, rows)
 
     def metrics() -> dict[str, Any]:
-        found = generation_metrics(loading, size, decoder.work, peak, peaks(leader))
-        return {**found, "prompts_too_long": len({r.prompt_id for r in too_long})}
+        return generation_metrics(loading, size, decoder.work, peak, peaks(leader))
 
     yield Session(
         requests if o["stream"] else everything,
