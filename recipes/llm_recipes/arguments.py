@@ -79,12 +79,18 @@ def read_command_line(function: Callable[..., Any], argv: Sequence[str]) -> Comm
 def _spelled(name: str, values: list[str], parameters: Mapping[str, Any]) -> str:
     item = _item_type(parameters[name])
     if _is_text(item):
-        return f"--{name}={json.dumps(values)}"
+        return f"--{name}=[{','.join(map(_quoted, values))}]"
     if item is not None:
         return f"--{name}=[{','.join(values)}]"
     if _is_flag(parameters[name]):
         return f"--{name}={TRUE_OR_FALSE.get(values[-1].lower(), values[-1])}"
     return f"--{name}={values[-1]}"
+
+
+def _quoted(text: str) -> str:
+    """A text in YAML's quotes. JSON escapes an emoji as two halves, which YAML keeps apart."""
+    escaped = (char if ord(char) > 0xFFFF else json.dumps(char)[1:-1] for char in text)
+    return f'"{"".join(escaped)}"'
 
 
 def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from conftest import recipe_environment
 from llm_recipes.cli import run_recipe
 from llm_recipes.errors import LLMError, raise_all
 
+# What JSON and YAML escape in their own ways.
+ODD = '\U0001f600 \x7f\x85\u2028\ufeff"\\\n\\ud83d\\ude00'
 seen: list[dict[str, object]] = []
 
 
@@ -47,10 +49,11 @@ def run(*arguments: str) -> int:
 
 def test_values_arrive_typed() -> None:
     given = ["--model", "12", "--prompt", "a: b", "--prompt=null", "--prompt", "--b", "--chat"]
+    given += ["--prompt", ODD]
     assert run(*given, "--no-stream", "--batch-size", "8", "--output", "/a;b ü/'c'") == 0
     assert seen[-1] == {
         "model": "12",
-        "prompt": ["a: b", "null", "--b"],
+        "prompt": ["a: b", "null", "--b", ODD],
         "output": Path("/a;b ü/'c'"),
         "batch_size": 8,
         "top_p": 1.0,
