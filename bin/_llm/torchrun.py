@@ -28,7 +28,9 @@ FIRST_PORT, PORTS = 20000, 10000
 RENDEZVOUS_SECONDS = 900
 PORT_VARIABLE = "LLM_RENDEZVOUS_PORT"
 # SIGUSR2 would kill torchrun's agent and orphan its workers; Slurm or a user may send it to all.
-SHELL = ("/bin/sh", "-c", 'trap "" USR2; exec torchrun "$@"', "torchrun")
+# Of Python's path, '' is taken away: what lies in the working directory is not torch's.
+START = "import sys; sys.path.pop(0); from llm_recipes.torchrun import main; sys.exit(main())"
+SHELL = ("/bin/sh", "-c", f"trap '' USR2; exec python3 -c '{START}' \"$@\"", "torchrun")
 
 
 def torchrun_command(options: Options, env: Mapping[str, str], gpus: int) -> list[str]:

@@ -35,7 +35,7 @@ def options(*words: str) -> Options:
 
 def test_one_node_needs_no_rendezvous() -> None:
     command = torchrun_command(options("train.py", "--a b"), {}, 2)
-    assert command[:2] == ["/bin/sh", "-c"]
+    assert command[:2] == ["/bin/sh", "-c"] and "llm_recipes.torchrun" in command[2]
     assert command[4:] == ["--nproc-per-node=2", "--standalone", "--", "train.py", "--a b"]
 
 
