@@ -74,9 +74,7 @@ def disk_names(model: Any, state: Mapping[str, Any]) -> tuple[dict[str, str], bo
     return {n: other for n, other in known.items() if n != other}, len(known) == len(state)
 
 
-def expected_adapter(
-    adapter: Path, base: Path, rows: int | None = None
-) -> Mapping[str, Shape]:
+def expected_adapter(adapter: Path, base: Path, rows: int | None = None) -> Mapping[str, Shape]:
     """What the weights of an adapter of a model are called and shaped in its file.
 
     Args:
@@ -135,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
         contents = json.loads(path.read_bytes())
     except OSError as error:
         raise LLMError(f"cannot read {path}", error.strerror or str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LLMError(f"{path} is not JSON", str(error), "copy it again") from error
     if not isinstance(contents, dict):
         raise LLMError(f"{path} is not as it should be", "it holds no JSON object", "copy it again")

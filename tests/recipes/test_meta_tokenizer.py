@@ -312,7 +312,7 @@ def test_what_ends_an_answer(tmp_path: Path) -> None:
     settings.write_text('{"eos_token_id": 9}')
     assert stop_ids(llama_2, tmp_path) == {2, 9}
     settings.write_text("[")
-    with pytest.raises(LLMError, match="cannot be read"):
+    with pytest.raises(LLMError, match="is not JSON"):
         stop_ids(llama_2, tmp_path)
 
 

@@ -97,18 +97,9 @@ def read_params(path: Path) -> dict[str, Any]:
     if not wrong.lines:
         kv_heads = raw.get("n_kv_heads") or raw["n_heads"]
         wrong.lines += _head_faults(raw["dim"], raw["n_heads"], kv_heads)
-    faults = []
-    if wrong.lines:
-        what, fix = (
-            f"{path} is not as it should be",
-            "copy it again from where the weights are from",
-        )
-        faults.append(LLMError(what, "\n".join(wrong.lines), fix))
     foreign = [f"{why}: {key}" for key, why in FOREIGN.items() if raw.get(key)]
-    if foreign:
-        fix = "only models of text with plain weights are read: Llama 1, 2, 3, 3.1, 3.2, 3.3"
-        faults.append(LLMError(f"{path} describes no plain Llama", "\n".join(foreign), fix))
-    raise_all(faults)
+    fix = "only models of text with plain weights are read: Llama 1, 2, 3, 3.1, 3.2, 3.3"
+    _raise_wrong(path, wrong.lines, foreign, fix)
     return raw
 
 
@@ -260,17 +251,8 @@ def params_of_config(config: Mapping[str, Any], path: Path) -> Params:
     foreign = _foreign(found)
     if not wrong.lines and found.get("head_dim") not in (None, dim // heads):
         foreign.append(f"head_dim is {found['head_dim']}, not {dim} / {heads}")
-    faults = []
-    if wrong.lines:
-        what, fix = (
-            f"{path} is not as it should be",
-            "copy it again from where the weights are from",
-        )
-        faults.append(LLMError(what, "\n".join(wrong.lines), fix))
-    if foreign:
-        fix = "Meta's format has no place for these: only plain Llamas can be converted"
-        faults.append(LLMError(f"{path} describes no plain Llama", "\n".join(foreign), fix))
-    raise_all(faults)
+    fix = "Meta's format has no place for these: only plain Llamas can be converted"
+    _raise_wrong(path, wrong.lines, foreign, fix)
     return Params(
         dim=dim,
         layers=found["num_hidden_layers"],
@@ -282,6 +264,18 @@ def params_of_config(config: Mapping[str, Any], path: Path) -> Params:
         rope_theta=float(found["rope_theta"]),
         rope_factor=float(found["factor"]) if scaled else None,
     )
+
+
+def _raise_wrong(path: Path, wrong: list[str], foreign: list[str], fix: str) -> None:
+    """Raise what is wrong in a file, and what makes it another model's, with what to do then."""
+    faults = []
+    if wrong:
+        what = f"{path} is not as it should be"
+        again = "copy it again from where the weights are from"
+        faults.append(LLMError(what, "\n".join(wrong), again))
+    if foreign:
+        faults.append(LLMError(f"{path} describes no plain Llama", "\n".join(foreign), fix))
+    raise_all(faults)
 
 
 def _head_faults(dim: int, heads: int, kv_heads: int) -> list[str]:
@@ -363,9 +357,8 @@ def _foreign(found: Mapping[str, Any]) -> list[str]:
             "high_freq_factor": lambda value: value == HIGH_FREQUENCY,
             "original_max_position_embeddings": lambda value: value == ORIGINAL_CONTEXT,
         }
-    lines = [
+    return [
         f"{key} is {shown(found.get(key))}"
         for key, check in is_llama.items()
         if not check(found.get(key))
     ]
-    return lines

@@ -15,6 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from llm_recipes.architecture import read_json
 from llm_recipes.errors import LLMError
 from llm_recipes.stored_weights import unreadable
 
@@ -50,20 +51,13 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise LLMError(f"cannot read {path}", "it is no file")
-        with open(path, "rb") as file:
-            text = file.read(LARGEST_FILE + 1)
+        size = path.stat().st_size
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(text) > LARGEST_FILE:
+    if size > LARGEST_FILE:
         why = f"it has more than {LARGEST_FILE} bytes"
         raise LLMError(f"{path} is not as it should be", why, "copy it again")
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LLMError(f"{path} is not JSON", str(error), "copy it again") from error
-    if not isinstance(raw, dict):
-        raise LLMError(f"{path} is not as it should be", "it holds no JSON object", "copy it again")
-    return raw
+    return read_json(path)
 
 
 def shown(value: Any) -> str:

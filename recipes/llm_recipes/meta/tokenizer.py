@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llm_recipes.architecture import read_json
 from llm_recipes.errors import LLMError
 from llm_recipes.meta.chat_templates import LLAMA_2, LLAMA_3
 from llm_recipes.meta.tokenizer_building import from_sentencepiece, from_tiktoken, llama_3_tokens
@@ -67,7 +68,7 @@ def stop_ids(tokenizer: Any, sidecar: Path | None) -> frozenset[int]:
     """
     found = {tokenizer.eos_token_id, *(_known(tokenizer, name) for name in ENDS)}
     if sidecar is not None and (sidecar / "generation_config.json").is_file():
-        eos = _read_json(sidecar / "generation_config.json").get("eos_token_id")
+        eos = read_json(sidecar / "generation_config.json").get("eos_token_id")
         found.update(eos if isinstance(eos, list) else [eos])
     return frozenset(token for token in found if isinstance(token, int))
 
@@ -86,7 +87,7 @@ def write_hf_tokenizer(tokenizer: Path, folder: Path, chat: bool) -> None:
     made = load_tokenizer(tokenizer, None, chat)
     made.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = _read_json(path)
+    settings = read_json(path)
     from llm_recipes.tiny_tokenizer import WRITTEN_FOR_TRANSFORMERS_5
 
     for name in WRITTEN_FOR_TRANSFORMERS_5:
@@ -113,7 +114,7 @@ def write_meta_tokenizer(hf_folder: Path, folder: Path) -> bool:
             shutil.copyfile(source, folder / FILE)
             return True
     source = hf_folder / HF_FILE
-    tokens = llama_3_tokens(_read_json(source)) if source.is_file() else None
+    tokens = llama_3_tokens(read_json(source)) if source.is_file() else None
     if tokens is None:
         return False
     (folder / FILE).write_bytes(rank_lines(iter(tokens)))
@@ -135,13 +136,3 @@ def _load_hf(folder: Path) -> Any:
 def _known(tokenizer: Any, name: str) -> int | None:
     found = tokenizer.get_added_vocab().get(name)
     return found if isinstance(found, int) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LLMError(f"{path} cannot be read", str(error), "copy it again") from None
-    if not isinstance(found, dict):
-        raise LLMError(f"{path} cannot be read", "it is no JSON object", "copy it again")
-    return found
