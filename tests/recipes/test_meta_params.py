@@ -78,6 +78,20 @@ def test_what_is_left_out_has_its_old_value(tmp_path: Path) -> None:
     path = written(tmp_path, n_kv_heads=None, vocab_size="absent")
     found = params_of(read_params(path), 512, None, path)
     assert found == replace(LLAMA_2, kv_heads=8, ffn=256)
+    # Written by Meta's own code: all that its settings have.
+    path = written(tmp_path, vision_chunk_size=-1, lora_args=None, max_seq_len=2048, rope_theta=5e5)
+    assert params_of(read_params(path), 512, None, path).rope_theta == 500000.0
+
+
+def test_the_default_theta_is_that_of_the_generation() -> None:
+    assert params_of(RAW, 32000, None, FILE).rope_theta == 10000.0
+    assert params_of(RAW, 128256, None, FILE).rope_theta == 500000.0
+    for theta in (10000.0, 500000.0):
+        for vocabulary in (32000, 128256):
+            sizes = replace(LLAMA_2, rope_theta=theta, vocabulary=vocabulary)
+            raw = raw_params(sizes)
+            assert params_of(raw, vocabulary, None, FILE) == sizes
+            assert ("rope_theta" in raw) == (theta > 1e4 or vocabulary > 1e5)
 
 
 def test_all_that_is_wrong_is_said(tmp_path: Path) -> None:
@@ -94,6 +108,7 @@ def test_all_that_is_wrong_is_said(tmp_path: Path) -> None:
         "use_scaled_rope": "yes",
         "vision_chunk_size": 448,
         "moe_args": {"num_experts": 16},
+        "hidden_dim": 14336,
     }
     said = faults(lambda: read_params(written(tmp_path, **wrong)))
     for key in wrong:

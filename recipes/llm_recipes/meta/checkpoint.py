@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from llm_recipes.architecture import name_faults, read_json
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.meta.layout import OUTPUT, EmbeddingSplit, degree_faults, layout, shard_shape
-from llm_recipes.meta.params import Params, params_of, params_of_config, read_params
+from llm_recipes.meta.params import LLAMA_3_FROM, Params, params_of, params_of_config, read_params
 from llm_recipes.meta.releases import context_of
 from llm_recipes.meta.shard import is_tied, shard_contents, shard_digest, shard_identity, weights_of
 from llm_recipes.meta.shard_names import (
@@ -53,7 +53,7 @@ __all__ = [
 ]
 SIDECAR = "huggingface"  # folder in a checkpoint's: what Hugging Face has and Meta's files lack
 TOKENIZER = "tokenizer.model"
-ROWS_FROM = 100_000  # tokens; Llama 1 and 2 have 32,000, Llama 3 has 128,256
+ROWS_FROM = LLAMA_3_FROM  # tokens; embeddings of that many are split by rows
 Value = TypeVar("Value")
 
 

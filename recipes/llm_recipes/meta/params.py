@@ -20,7 +20,9 @@ MOST_LAYERS = 10_000
 LARGEST_SIZE = 1 << 31
 LARGEST_THETA = 1e12
 MULTIPLE_OF = 256  # of the feed-forward's width, where params.json does not say
-ROPE_THETA = 10000.0
+LLAMA_3_FROM = 100_000  # tokens of the vocabulary; Llama 1 and 2 have 32,000, 3 has 128,256
+# Where params.json does not say: Meta's code for Llama 1 and 2, and for 3.
+ROPE_THETA, ROPE_THETA_3 = 10000.0, 500000.0
 # The constants of the scaled rotary frequencies that all releases share.
 LOW_FREQUENCY, HIGH_FREQUENCY, ORIGINAL_CONTEXT = 1.0, 4.0, 8192
 # Keys of checkpoints that this format is also used for, and that are other models than a Llama.
@@ -29,9 +31,11 @@ FOREIGN = {
     "moe": "it has experts",
     "vision_args": "it sees images",
     "vision_chunk_size": "it sees images",
+    "vision_model": "it sees images",
     "use_qk_norm": "it normalizes queries and keys",
     "quantization_args": "its weights are quantized",
     "lora_args": "it holds an adapter",
+    "hidden_dim": "it is in Mistral's format",
 }
 
 
@@ -97,7 +101,7 @@ def read_params(path: Path) -> dict[str, Any]:
     if not wrong.lines:
         kv_heads = raw.get("n_kv_heads") or raw["n_heads"]
         wrong.lines += _head_faults(raw["dim"], raw["n_heads"], kv_heads)
-    foreign = [f"{why}: {key}" for key, why in FOREIGN.items() if raw.get(key)]
+    foreign = [f"{why}: {key}" for key, why in FOREIGN.items() if _used(raw.get(key))]
     fix = "only models of text with plain weights are read: Llama 1, 2, 3, 3.1, 3.2, 3.3"
     _raise_wrong(path, wrong.lines, foreign, fix)
     return raw
@@ -127,7 +131,7 @@ def params_of(
         ffn=ffn_width(raw["dim"], multiple, raw.get("ffn_dim_multiplier")),
         vocabulary=vocabulary,
         norm_eps=float(raw["norm_eps"]),
-        rope_theta=float(raw.get("rope_theta") or ROPE_THETA),
+        rope_theta=float(raw.get("rope_theta") or _default_theta(vocabulary)),
         rope_factor=None,
     )
     scaled = raw.get("use_scaled_rope") is True
@@ -164,7 +168,7 @@ def raw_params(params: Params) -> dict[str, Any]:
         raw["n_kv_heads"] = params.kv_heads
     if multiplier is not None:
         raw["ffn_dim_multiplier"] = multiplier
-    if params.rope_theta != ROPE_THETA:
+    if params.vocabulary > LLAMA_3_FROM or params.rope_theta != ROPE_THETA:
         raw["rope_theta"] = params.rope_theta
     if params.rope_factor is not None:
         raw["use_scaled_rope"] = True
@@ -264,6 +268,16 @@ def params_of_config(config: Mapping[str, Any], path: Path) -> Params:
         rope_theta=float(found["rope_theta"]),
         rope_factor=float(found["factor"]) if scaled else None,
     )
+
+
+def _used(value: Any) -> bool:
+    """Whether a setting is there; Meta's code has -1 for numbers that are not."""
+    return bool(value) and value != -1
+
+
+def _default_theta(vocabulary: int) -> float:
+    """What Meta's code takes where params.json says nothing."""
+    return ROPE_THETA_3 if vocabulary > LLAMA_3_FROM else ROPE_THETA
 
 
 def _raise_wrong(path: Path, wrong: list[str], foreign: list[str], fix: str) -> None:
