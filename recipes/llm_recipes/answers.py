@@ -122,11 +122,11 @@ def open_answers(
         LLMError: If other settings or prompts made what is there, another process writes it, or
             it cannot be written.
     """
+    if os.path.isdir(path):  # unlike Path.is_dir it raises nothing for closed folders
+        raise LLMError(f"{path} is a folder", fix=f"name a file: --output {path}/answers.jsonl")
     partial = path.with_name(path.name + ".partial")
     done: dict[Key, Any] = {}
     finished = False
-    if os.path.isdir(path):  # unlike Path.is_dir it raises nothing for closed folders
-        raise LLMError(f"{path} is a folder", fix=f"name a file: --output {path}/answers.jsonl")
     there = None if overwrite else _read_output(path)
     with open_locked(partial) as file:
         header, rows = _read_partial(file)

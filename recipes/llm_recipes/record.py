@@ -92,7 +92,7 @@ def record_path(output: Path) -> Path:
     Other endings stay: `a.txt` and `a.1` beside it have records of their own, `a.txt.run.json` and
     `a.1.run.json`.
     """
-    return output.with_name(f"{output.name.removesuffix('.jsonl')}.run.json")
+    return output.parent / f"{output.name.removesuffix('.jsonl')}.run.json"  # "." has no name
 
 
 def is_recorded(path: Path, record: Mapping[str, Any]) -> bool:

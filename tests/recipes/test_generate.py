@@ -282,6 +282,7 @@ def test_all_bad_options_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["--prompt", "x", "--output", "/nowhere/a.jsonl"], "its folder does not exist"),
         (["--prompt", "x", "--output", "/proc/a.jsonl"], "cannot write /proc/a.jsonl.partial"),
         (["--prompt", "x", "--output", "/tmp"], "/tmp is a folder"),
+        (["--prompt", "x", "--output", "."], "name a file: --output ./answers.jsonl"),
         (["--prompt", "x", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["--prompt", "x", "--device", "gpu"], "unknown device 'gpu'"),
         (["--prompt", LATIN1], "--prompt is not UTF-8"),
