@@ -5,6 +5,7 @@ All rows end in the same column of the cache; a row that is shorter begins later
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,8 @@ class Running:
         self.end = prompts.width
         self._let_in([prompts.width - length for length in prompts.lengths])
         self.positions = torch.tensor(prompts.lengths, device=device)
-        columns = torch.arange(capacity, device=device)
+        # Rows of the mask that begin at aligned places are not copied in each layer.
+        columns = torch.arange(math.ceil(capacity / ALIGNMENT) * ALIGNMENT, device=device)
         padding = columns < torch.tensor(self._starts, device=device)[:, None]
         hidden = torch.zeros(padding.shape, dtype=dtype, device=device)
         self._mask = hidden.masked_fill_(padding, -torch.inf)[:, None, None, :]
