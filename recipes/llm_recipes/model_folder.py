@@ -194,7 +194,7 @@ def no_such_folder(
     """
     path = Path(name).expanduser()
     if path.is_file():
-        known = path.suffix in (*WEIGHT_SUFFIXES, ".pth")
+        known = path.suffix in (*WEIGHT_SUFFIXES, ".pth", ".json")
         fix = "give the folder it is in" if known else ""
         return LLMError(f"the model {name} is a file and no folder", fix=fix)
     siblings: list[str] = []
@@ -242,8 +242,9 @@ def _not_a_model(folder: Path) -> LLMError:
     is_hub = (folder / "original" / "params.json").is_file()  # Meta's files on its hub pages
     if is_hub or (folder / "params.json").is_file():
         why = "it is a checkpoint in Meta's own format"
-        fix = f"recipes/inference/sharded.py --model {quote(str(folder))} runs it as it is;\n"
-        fix += f"recipes/inference/reshard.py --model {quote(str(folder))} --to hf converts it"
+        model = quote(str(folder))
+        fix = f"recipes/inference/sharded.py --model {model} runs it as it is;\n"
+        fix += f"recipes/inference/reshard.py --model {model} --to hf --output FOLDER converts it"
         return LLMError(what, why, fix)
     return LLMError(what, fix="name the folder that holds config.json and the weights")
 

@@ -113,7 +113,7 @@ def test_a_checkpoint_of_metas_is_said_to_be(inner: str, tmp_path: Path) -> None
     assert "in Meta's own format" in caught.value.why
     model = f"--model {shlex.quote(str(folder))}"
     assert f"sharded.py {model} runs it" in caught.value.fix
-    assert f"reshard.py {model} --to hf converts it" in caught.value.fix
+    assert f"reshard.py {model} --to hf --output FOLDER converts it" in caught.value.fix
 
 
 def test_digest_of_a_closed_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,8 @@ def checkpoint_folder(folder: Path) -> Path:
         why = "it is a Hugging Face folder"
         model = quote(str(folder))
         fix = f"recipes/inference/generate.py --model {model} runs it;\n"
-        fix += f"recipes/inference/reshard.py --model {model} --to meta converts it"
+        fix += f"recipes/inference/reshard.py --model {model} --to meta --model-parallel N "
+        fix += "--output FOLDER converts it"
         raise LLMError(what, why, fix)
     if PARAMS in names:
         return folder
