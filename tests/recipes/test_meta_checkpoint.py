@@ -28,6 +28,7 @@ from meta_checkpoints import (
     shard,
     weights,
 )
+from sentencepiece import sentencepiece_model_pb2
 
 from llm_recipes.errors import LLMError, faults_of
 from llm_recipes.meta.checkpoint import (
@@ -438,3 +439,8 @@ def test_tokenizers_of_other_models(folder: Path, tmp_path: Path) -> None:
     assert "is of another model" in said and "768 tokens, and the embeddings have 512" in said
     (folder / "tokenizer.model").write_bytes(pieces_file())  # fewer, as if padded
     assert find_checkpoint(folder, None, 8.0).embeddings == "rows"
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(pieces_file())
+    del model.pieces[300:]  # less than half, as Llama 2's beside Llama 3's weights
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    assert "300 tokens, and the embeddings have 768" in find(folder)
