@@ -102,7 +102,7 @@ def greedy(generation: Generation, tokenizer: Any, prompt: str, count: int) -> s
 def test_greedy_answers_are_transformers_answers(
     checkpoint: Checkpoint, prompts: Path, tmp_path: Path, generation: Generation
 ) -> None:
-    options = ["--prompts", prompts, "--max-new-tokens", 12]
+    options = ["--prompts", prompts, "--max-new-tokens", 13]
     if generation.rope_factor:
         options += ["--rope-factor", generation.rope_factor]
     alone, both = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
@@ -112,7 +112,7 @@ def test_greedy_answers_are_transformers_answers(
     assert [end.status for end in ends] == [0, 0], ends
     assert ends[1].out == ends[1].err == "", "only the first rank speaks"
     tokenizer = load_tokenizer(one / "tokenizer.model", None, chat=False)
-    assert texts_of(alone) == [greedy(generation, tokenizer, text, 12) for text in TEXTS]
+    assert texts_of(alone) == [greedy(generation, tokenizer, text, 13) for text in TEXTS]
     assert rows(both) == rows(alone)
 
 
