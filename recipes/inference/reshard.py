@@ -9,7 +9,7 @@
 A folder in Meta's format holds consolidated.NN.pth (one for each process of sharded.py),
 params.json and tokenizer.model; its weights are cut by the number of processes, which is changed
 here. Tensors are copied bit for bit unless --dtype asks for another type. It needs no GPU and no
-other process. Memory: blocks of 8 MB, whatever the model; about 0.6 GB with Python and torch.
+other process. Memory: blocks of 8 MB, whatever the model; about 0.7 GB with Python and torch.
 
 What a format has no place for is kept beside it, so that the way back gives the same files: a
 folder in Meta's format gets huggingface/ (config.json, tokenizer, chat template), one in Hugging
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from llm_recipes.cli import run_recipe
-from llm_recipes.folders import new_folder
+from llm_recipes.folders import new_folder, write_errors
 from llm_recipes.made_folder import (
     RECORD,
     check_output,
@@ -85,14 +85,17 @@ def reshard(
     settings = dict(locals())
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from llm_recipes.device import use_granted_cpus
+    from llm_recipes.meta.reshard_source import check_apart
     from llm_recipes.meta.resharding import convert, describe, in_units, prepare
 
     use_granted_cpus()
     start = time.monotonic()
     folder = output.expanduser().absolute()
     conversion = prepare(settings)
+    check_apart(conversion.source, folder)
     if plan:
-        free = shutil.disk_usage(existing_parent(folder)).free
+        with write_errors(folder):
+            free = shutil.disk_usage(existing_parent(folder)).free
         print(describe(conversion, folder, free))
         check_space(folder, conversion.bytes_written)
         return
@@ -102,6 +105,7 @@ def reshard(
         say(f"nothing to do: {folder} is made of this model already")
         return
     check_output(folder, RECIPE, overwrite)
+    check_space(folder, conversion.bytes_written)
     record = start_record(RECIPE, settings, "cpu")
     record["made_with"] = made_with
     with new_folder(folder) as staging:

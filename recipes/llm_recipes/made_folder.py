@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
+from llm_recipes.folders import write_errors
 from llm_recipes.record import read_record
 
 RECORD = "run.json"
@@ -22,11 +23,13 @@ def check_output(folder: Path, recipe: str, overwrite: bool) -> None:
     Raises:
         LLMError: If it is there and is not replaced.
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        kind = "a link" if folder.is_symlink() else "a file"
-        raise LLMError(f"{folder} is {kind}", "the output is a folder", "choose another --output")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    with write_errors(folder):  # a closed folder above it
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            kind = "a link" if folder.is_symlink() else "a file"
+            what = f"{folder} is {kind}"
+            raise LLMError(what, "the output is a folder", "choose another --output")
+        if not folder.exists() or not any(folder.iterdir()):
+            return
     record = read_record(folder / RECORD) or {}
     metrics = record.get("metrics")
     made = metrics.get("files") if isinstance(metrics, dict) else None
@@ -61,8 +64,9 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         LLMError: If the file system has less left; quotas show only while writing.
     """
-    there = existing_parent(folder)
-    free = shutil.disk_usage(there).free
+    with write_errors(folder):
+        there = existing_parent(folder)
+        free = shutil.disk_usage(there).free
     if free < needed:
         what = f"no space left to write {folder}"
         why = f"{needed / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB are free"

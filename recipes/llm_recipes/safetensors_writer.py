@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -27,6 +27,7 @@ from llm_recipes.stored_weights import SAFETENSORS_DTYPES, OpenFiles
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{name}i": 1 << 10 * power for power, name in enumerate("KMGT", start=1)}
+Source = TypeVar("Source", bound="TensorSource")
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -144,13 +145,13 @@ def target_dtype(tensor: TensorSource, dtype: torch.dtype | None) -> torch.dtype
 
 
 def planned_files(
-    tensors: Mapping[str, TensorSource],
+    tensors: Mapping[str, Source],
     dtype: torch.dtype | None,
     shard_bytes: int,
     name: str = "model",
-) -> dict[str, dict[str, TensorSource]]:
+) -> dict[str, dict[str, Source]]:
     """The files that `write_safetensors` makes, and the tensors of each."""
-    shards: list[dict[str, TensorSource]] = [{}]
+    shards: list[dict[str, Source]] = [{}]
     filled = 0
     for key, tensor in tensors.items():
         size = tensor.count * target_dtype(tensor, dtype).itemsize

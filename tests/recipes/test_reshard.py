@@ -235,16 +235,78 @@ def test_what_is_written_is_looked_at_again(
     conversion = prepare({**DEFAULTS, "model": model, "model_parallel": 4})
     assert conversion.shards is not None
     write_shards(tmp_path, conversion.shards, None)
-    written_shards(tmp_path, conversion.shards)
+    sizes = (conversion.source.params, conversion.split)
+    written_shards(tmp_path, conversion.shards, *sizes)
+    one, other = tmp_path / "consolidated.01.pth", tmp_path / "consolidated.02.pth"
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+    with pytest.raises(LLMError, match="does not hold what was written") as error:
+        written_shards(tmp_path, conversion.shards, *sizes)
+    kinds = ("tok_embeddings", "wq", "wk", "wv", "wo", "w1", "w2", "w3")
+    assert "norm" not in str(error.value)
+    assert all(kind in str(error.value) for kind in kinds), error.value
     shutil.copy(model / "consolidated.01.pth", tmp_path)
     with pytest.raises(LLMError, match="does not hold what was written") as error:
-        written_shards(tmp_path, conversion.shards)
+        written_shards(tmp_path, conversion.shards, *sizes)
     assert "consolidated.01.pth" in str(error.value) and "tok_embeddings" in str(error.value)
     conversion = prepare({**DEFAULTS, "model": model, "to": "hf", "context_length": 5})
     write_safetensors(tmp_path, conversion.tensors, torch.bfloat16, 10**9)
     check_safetensors(tmp_path, conversion.hf_files, torch.bfloat16)
     with pytest.raises(LLMError, match="does not hold what was written"):
         check_safetensors(tmp_path, conversion.hf_files, None)
+    wrong = load_file(tmp_path / "model.safetensors")
+    q = "model.layers.1.self_attn.q_proj.weight"
+    wrong[q] = weights(LLAMA_2)["layers.1.attention.wq.weight"].bfloat16()  # in pairs
+    wrong["model.norm.weight"][63] += 1
+    save_file(wrong, tmp_path / "model.safetensors")
+    with pytest.raises(LLMError, match="does not hold what was written") as error:
+        check_safetensors(tmp_path, conversion.hf_files, torch.bfloat16)
+    assert error.value.why == f"{q}, model.norm.weight"
+
+
+@pytest.mark.parametrize("to", ["hf", "meta"])
+def test_a_model_that_changes_while_it_is_read(
+    to: str,
+    reshard: Reshard,
+    metas: Callable[[Generation, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = shutil.copytree(metas(LLAMA_2, 2), tmp_path / "a")
+    part, plain = source / "consolidated.01.pth", OpenFiles.__exit__
+
+    def download_again(files: OpenFiles, *error: object) -> None:
+        plain(files, *error)
+        if list(tmp_path.glob(".out.partial-*/*")):
+            shutil.copy(part, tmp_path / "a" / "new")
+            (tmp_path / "a" / "new").rename(part)
+
+    monkeypatch.setattr(OpenFiles, "__exit__", download_again)
+    options = {"context_length": 5} if to == "hf" else {"model_parallel": 4}
+    with pytest.raises(LLMError, match="has changed while it was read") as error:
+        reshard(source, tmp_path / "out", to, **options)
+    assert error.value.why == str(part)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_model_is_not_replaced(
+    reshard: Reshard, metas: Callable[[Generation, int], Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "a" / "b"
+    reshard(metas(LLAMA_2, 2), source, "meta", 4)
+    before = without_record(tmp_path)
+    (tmp_path / "linked").mkdir()
+    for path in source.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    (tmp_path / "link").symlink_to(source)
+    for model in (source, tmp_path / "link", tmp_path / "linked"):
+        for output in (source, source.parent):
+            with pytest.raises(LLMError, match="holds the model that is to be read"):
+                reshard(model, output, "meta", 8, overwrite=True)
+    shutil.rmtree(tmp_path / "linked")
+    (tmp_path / "link").unlink()
+    assert without_record(tmp_path) == before
 
 
 def test_every_byte_is_read_once(
@@ -671,7 +733,7 @@ def test_params_json_of_another_model_is_not_carried(
     folder = shutil.copytree(hfs(LLAMA_2), tmp_path / "a")
     change(folder / "original" / "params.json", n_kv_heads=8)
     reshard(folder, tmp_path / "out", "meta", 2)
-    assert "is of another model" in capsys.readouterr().err
+    assert "is damaged or of another model" in capsys.readouterr().err
     raw = json.loads((tmp_path / "out" / "params.json").read_text())
     assert raw["n_kv_heads"] == 4 and raw["vocab_size"] == 512
     check_shards(tmp_path / "out", LLAMA_2, 2)
@@ -728,10 +790,33 @@ def test_no_space(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     for plan in (False, True):
-        with pytest.raises(LLMError, match="no space left"):
+        with pytest.raises(LLMError, match="no space left") as error:
             reshard(metas(LLAMA_1, 2), tmp_path / "out", "meta", 4, plan=plan)
+        assert error.value.what.endswith(str(tmp_path / "out"))
     assert "consolidated.03.pth" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_closed_folders(
+    reshard: Reshard,
+    metas: Callable[[Generation, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On Python 3.11 even Path.is_dir and its like raise for what lies in one."""
+    closed, plain = tmp_path / "closed", Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(LLMError, match=r"cannot read .*closed/model"):
+        reshard(closed / "model", tmp_path / "out", "meta", 4)
+    for plan in (False, True):
+        with pytest.raises(LLMError, match=r"cannot write .*closed/out"):
+            reshard(metas(LLAMA_1, 2), closed / "out", "meta", 4, plan=plan)
 
 
 def test_full_disk(metas: Callable[[Generation, int], Path], tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def params_to_write(source: Source, say: Say) -> Path | dict[str, Any]:
         return raw_params(source.params)
     if source.kind == "meta" or _agrees(source):
         return source.raw
-    say(f"{source.raw} is of another model than {source.folder / CONFIG}: it is made anew")
+    say(f"{source.raw} is damaged or of another model than {source.folder / CONFIG}: made anew")
     return raw_params(source.params)
 
 

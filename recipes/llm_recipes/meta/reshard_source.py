@@ -11,7 +11,7 @@ tensor for a digest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -38,12 +38,18 @@ from llm_recipes.meta.params import Params, params_of_config
 from llm_recipes.meta.shard import DTYPES, shard_digest, shard_identity
 from llm_recipes.meta.tokenizer_files import tokenizer_kind
 from llm_recipes.meta.whole_tensors import Order, WholeTensor, same, sharded, single
-from llm_recipes.model_folder import find_model, folder_digest, no_such_folder
-from llm_recipes.stored_weights import OpenFiles, StoredTensor, safetensors_file, torch_weights
+from llm_recipes.model_folder import find_model, folder_digest, no_such_folder, readable
+from llm_recipes.stored_weights import (
+    OpenFiles,
+    StoredTensor,
+    safetensors_file,
+    torch_weights,
+)
 
 CONFIG, TOKENIZER, ORIGINAL = "config.json", "tokenizer.model", "original"
 # Old folders hold what follows from the sizes.
 FREQUENCIES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+Stamp = tuple[int, int, int]  # a file's number on its disk, bytes, and time of change
 FORMATS = {"meta": "Meta's format", "hf": "Hugging Face's format"}
 
 
@@ -52,11 +58,11 @@ class Source:
     """A model that has been looked through.
 
     tensors: by Meta's names, in the order of its files; a tied model has no output. order: how
-    the rows of queries and keys stand. degree: shards in Meta's format, 1 in Hugging Face's.
-    embeddings: how its shards divide them; None: it has one. generation: how those of its kind
-    do. raw: a params.json for it. tokenizer: a tokenizer.model. settings: the folder with
-    config.json and Hugging Face's tokenizer, where there is one. context: tokens it was trained
-    for, None if nothing says so.
+    the rows of queries and keys stand. files: those of its weights, with their stamps. degree:
+    shards in Meta's format, 1 in Hugging Face's. embeddings: how its shards divide them; None: it
+    has one. generation: how those of its kind do. raw: a params.json for it. tokenizer: a
+    tokenizer.model. settings: the folder with config.json and Hugging Face's tokenizer, where
+    there is one. context: tokens it was trained for, None if nothing says so.
     """
 
     kind: Literal["meta", "hf"]
@@ -64,6 +70,7 @@ class Source:
     params: Params
     tensors: Mapping[str, WholeTensor]
     order: Order
+    files: Mapping[Path, Stamp]
     degree: int
     embeddings: EmbeddingSplit | None
     generation: EmbeddingSplit
@@ -106,13 +113,14 @@ def read_source(model: Path, tokenizer: Path | None, rope_factor: float | None) 
     Raises:
         LLMError, ExceptionGroup: Everything that is missing, damaged or does not fit.
     """
-    if model.is_file():
-        raise no_such_folder(str(model))
-    if model.is_dir() and is_meta_folder(model) and not _has_hf_weights(model):
-        return _meta_source(find_checkpoint(model, tokenizer, rope_factor))
-    if model.is_dir() and not any(map(_is_model_file, model.iterdir())):
-        raise _no_model(model)
-    source = _hf_source(model)
+    with readable(model):
+        if model.is_file():
+            raise no_such_folder(str(model))
+        if model.is_dir() and is_meta_folder(model) and not _has_hf_weights(model):
+            return _meta_source(find_checkpoint(model, tokenizer, rope_factor))
+        if model.is_dir() and not any(map(_is_model_file, model.iterdir())):
+            raise _no_model(model)
+        source = _hf_source(model)
     faults = []
     for option, value in (("--tokenizer", tokenizer), ("--rope-factor", rope_factor)):
         if value is not None:
@@ -120,6 +128,41 @@ def read_source(model: Path, tokenizer: Path | None, rope_factor: float | None) 
             faults.append(LLMError(what, f"{model} is a Hugging Face folder", "leave it out"))
     raise_all(faults)
     return source
+
+
+def check_apart(source: Source, output: Path) -> None:
+    """See that the folder to make, which is replaced as a whole, does not hold the model.
+
+    Raises:
+        LLMError: If it does.
+    """
+    folder = output.resolve()
+    if any(path.resolve().is_relative_to(folder) for path in (source.folder, *source.files)):
+        what = f"{output} holds the model that is to be read"
+        raise LLMError(what, "the output replaces a folder as a whole", "choose another --output")
+
+
+def check_unchanged(source: Source) -> None:
+    """See that the files are still those that were looked through.
+
+    Raises:
+        LLMError: If another program has written or replaced one.
+    """
+    now = _stamps(source.files)
+    changed = [str(path) for path in source.files if source.files[path] != now[path]]
+    if changed:
+        what = f"{source.folder} has changed while it was read"
+        fix = "run it again when whatever writes there is done"
+        raise LLMError(what, ", ".join(changed[:8]), fix)
+
+
+def _stamps(paths: Iterable[Path]) -> dict[Path, Stamp]:
+    stamps = {}
+    for path in paths:
+        with readable(path):
+            found = path.stat()
+        stamps[path] = (found.st_ino, found.st_size, found.st_mtime_ns)
+    return stamps
 
 
 def _is_model_file(path: Path) -> bool:
@@ -146,6 +189,7 @@ def _has_hf_weights(folder: Path) -> bool:
 
 
 def _meta_source(checkpoint: MetaCheckpoint) -> Source:
+    stamps = _stamps(checkpoint.shards)
     shards: list[dict[str, StoredTensor]] = []
     faults: list[LLMError] = []
     for index in range(checkpoint.degree):
@@ -172,6 +216,7 @@ def _meta_source(checkpoint: MetaCheckpoint) -> Source:
         params=checkpoint.params,
         tensors=tensors,
         order="pairs",
+        files=stamps,
         degree=checkpoint.degree,
         embeddings=checkpoint.embeddings if checkpoint.degree > 1 else None,
         generation=checkpoint.embeddings,
@@ -195,6 +240,7 @@ def _hf_source(model: Path) -> Source:
     folder, path = found.path, found.path / CONFIG
     config = read_json(path)
     params = params_of_config(config, path)
+    stamps = _stamps(found.weights)
     stored: dict[str, StoredTensor] = {}
     for file in found.weights:
         is_safe = file.suffix == ".safetensors"
@@ -229,6 +275,7 @@ def _hf_source(model: Path) -> Source:
         params=params,
         tensors=tensors,
         order="halves",
+        files=stamps,
         degree=1,
         embeddings=None,
         generation=_generation(folder, tokenizer, params),

@@ -16,7 +16,6 @@ import torch
 
 from llm_recipes.device import DTYPES, dtype_name
 from llm_recipes.errors import LLMError, faults_of, raise_all
-from llm_recipes.made_folder import check_space
 from llm_recipes.meta.layout import EmbeddingSplit
 from llm_recipes.meta.releases import context_of, releases_like
 from llm_recipes.meta.reshard_files import params_to_write, write_hf_files, write_meta_files
@@ -28,12 +27,11 @@ from llm_recipes.meta.reshard_plan import (
     option_faults,
     target_faults,
 )
-from llm_recipes.meta.reshard_source import FORMATS, Source, read_source
+from llm_recipes.meta.reshard_source import FORMATS, Source, check_unchanged, read_source
 from llm_recipes.meta.reshard_write import check_safetensors, check_shards, write_shards
 from llm_recipes.meta.whole_tensors import WholeTensor
 from llm_recipes.model_settings import has_tokenizer
 from llm_recipes.safetensors_writer import (
-    TensorSource,
     planned_files,
     size_in_bytes,
     target_dtype,
@@ -41,7 +39,8 @@ from llm_recipes.safetensors_writer import (
     written_bytes,
 )
 
-PYTHON_BYTES, BLOCKS_BYTES = 0.35e9, 0.25e9  # with torch; blocks of 8 MB in three threads
+PYTHON_BYTES = 0.35e9  # with torch
+BLOCKS_BYTES = 0.35e9  # of 8 MB in three threads, whose allocators keep what they freed
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3))
 
 
@@ -70,7 +69,7 @@ class Conversion:
         return self.dtype or self.source.dtypes[0]
 
     @property
-    def hf_files(self) -> dict[str, dict[str, TensorSource]]:
+    def hf_files(self) -> dict[str, dict[str, WholeTensor]]:
         """Files of weights in Hugging Face's format, with their tensors."""
         return planned_files(self.tensors, self.dtype, self.shard_bytes)
 
@@ -179,11 +178,11 @@ def convert(conversion: Conversion, output: Path, say: Callable[[str], None]) ->
         Facts for the run record: formats, shards, tensors, parameters, bytes, dtype.
 
     Raises:
-        LLMError: If a file cannot be read, or the weights do not fit into the type.
+        LLMError: If a file cannot be read or is replaced meanwhile, the weights do not fit into the
+            type, or what was written is not found again.
         OSError: If the folder cannot be written or is full.
     """
     source, shards, dtype = conversion.source, conversion.shards, conversion.dtype
-    check_space(output, conversion.bytes_written)
     for note in conversion.notes:
         say(note)
     say(
@@ -202,11 +201,13 @@ def convert(conversion: Conversion, output: Path, say: Callable[[str], None]) ->
         )
         written = write_safetensors(output, conversion.tensors, dtype, conversion.shard_bytes)
         not_finite = written.not_finite
+        check_unchanged(source)
         check_safetensors(output, conversion.hf_files, dtype)
     else:
         write_meta_files(source, output, dtype=conversion.precision, say=say)
         not_finite = write_shards(output, shards, dtype)
-        check_shards(output, shards)
+        check_unchanged(source)
+        check_shards(output, shards, source.params, conversion.split)
     if not_finite:
         shown = ", ".join(not_finite[:5])
         say(f"{len(not_finite)} tensors hold NaN or infinity ({shown}): a diverged run?")

@@ -61,18 +61,30 @@ class WholeTensor:
         every = [*self.pieces, *(copy for copies in self.copies for copy in copies)]
         return sum(piece.bytes for piece in every)
 
+    @property
+    def group(self) -> int:
+        """Rows that are read together: those of a head whose order changes, else 1."""
+        return 1 if self.order is None or self.heads is None else self.shape[0] // self.heads
+
     def blocks(self, files: OpenFiles) -> Iterator[torch.Tensor]:
         """The tensor's rows from first to last, as tensors [rows, columns] of 8 MB or a head.
 
         Raises:
             LLMError: If a file is gone or shorter than it was, or copies of a piece differ.
         """
-        group = 1 if self.order is None or self.heads is None else self.shape[0] // self.heads
-        size = group * self.columns * self.dtype.itemsize
-        step = group * max(1, BLOCK_BYTES // max(1, size))
+        size = self.group * self.columns * self.dtype.itemsize
+        step = self.group * max(1, BLOCK_BYTES // max(1, size))
         for first in range(0, self.shape[0], step):
-            block = self._rows(files, first, min(step, self.shape[0] - first))
-            yield block if group == 1 else _reordered(block, group, self.order)
+            yield self.rows(files, first, min(step, self.shape[0] - first))
+
+    def rows(self, files: OpenFiles, first: int, count: int) -> torch.Tensor:
+        """Some of its rows [count, columns]; both numbers are multiples of `group`.
+
+        Raises:
+            LLMError: If a file is gone or shorter than it was, or copies of a piece differ.
+        """
+        block = self._rows(files, first, count)
+        return block if self.group == 1 else _reordered(block, self.group, self.order)
 
     def _rows(self, files: OpenFiles, first: int, count: int) -> torch.Tensor:
         if self.split == "columns":
