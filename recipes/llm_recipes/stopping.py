@@ -12,6 +12,7 @@ CONTEXT_TOKENS = (
     4  # prompt tokens decoded along with a completion: SentencePiece drops a first space
 )
 UNFINISHED = "\ufffd"  # what half of a UTF-8 character decodes to
+LONGEST_CHARACTER = 4  # bytes of UTF-8
 
 
 class Limits(Protocol):
@@ -75,7 +76,7 @@ class Row:
 
     def text(self) -> str:
         """The completion without special tokens, cut before the first stop string."""
-        text = self._decoded(self.generated, self._before)
+        text = self._whole_characters(self._decoded(self.generated, self._before))
         found = [text.find(stop) for stop in self._limits.stop if stop in text]
         return text[: min(found)] if found else text
 
@@ -85,6 +86,21 @@ class Row:
         if whole.startswith(known):
             return whole[len(known) :]
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def _whole_characters(self, text: str) -> str:
+        """The text with the characters before an unfinished one.
+
+        Where SentencePiece writes characters as bytes, transformers' decoder gives up a whole run
+        of them if its last is not complete.
+        """
+        if not text.endswith(UNFINISHED):
+            return text
+        stem = text.rstrip(UNFINISHED)
+        for count in range(1, LONGEST_CHARACTER):
+            shorter = self._decoded(self.generated[:-count], self._before)
+            if not shorter.endswith(UNFINISHED) and len(shorter) > len(stem):
+                return shorter + UNFINISHED * count
+        return text
 
     def _ends_in_stop_string(self) -> bool:
         if not self._limits.stop:

@@ -17,6 +17,16 @@ class ByteTokenizer:
         return bytes(token for token in token_ids if token).decode("utf-8", "replace")
 
 
+class FallbackTokenizer(ByteTokenizer):
+    """As transformers decodes SentencePiece's bytes: all of a run, or nothing of it."""
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        try:
+            return bytes(token for token in token_ids if token).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(token_ids)
+
+
 def encoded(text: str) -> list[int]:
     """Its bytes; "\\udce6" is half a character, the byte e6."""
     return list(text.encode("utf-8", "surrogateescape"))
@@ -76,6 +86,18 @@ def test_half_characters_are_not_shown() -> None:
     found, pieces = row("a€b\0")
     assert pieces == ["a", "€", "b"]
     assert found.text() == "a€b"
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_half_a_character_leaves_those_before_it(missing: int) -> None:
+    ids = list("안é😀".encode())[:-missing]
+    limits = SimpleNamespace(max_new_tokens=len(ids), stop=(), stop_token_ids={0}, context=None)
+    pieces: list[str] = []
+    found = Row(0, [], FallbackTokenizer(), limits, pieces.append)
+    for token in ids:
+        found.append(token)
+    assert found.text() == "안é" + "\ufffd" * (4 - missing) == "".join(pieces)
+    assert pieces[:2] == ["안", "é"]
 
 
 def test_what_looked_like_a_stop_string_is_shown_later() -> None:
