@@ -23,7 +23,7 @@ import torch
 # gloo's threads with it, which abort a process that ends while they let go of a tensor.
 from fairscale.nn.model_parallel import initialize
 
-from llm_recipes.cli import TERMINATED
+from llm_recipes.cli import TERMINATED, Terminated
 from llm_recipes.errors import USER_MISTAKE, LLMError
 from llm_recipes.model_folder import first_line
 from llm_recipes.ranks import Ranks, end_ranks, start_ranks
@@ -123,6 +123,8 @@ def leave_signals_to_first(ranks: Ranks) -> None:
     Some seconds after SIGTERM they end in any case, even if they wait in a collective for ever.
     """
     if ranks.is_first:
+        if ranks.count > 1:
+            _interrupt_once(KeyboardInterrupt)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reading, writing = os.pipe()
@@ -142,7 +144,20 @@ def leave_signals_to_first(ranks: Ranks) -> None:
 def end_on_interrupt(ranks: Ranks) -> None:
     """Let Ctrl-C end all at once, where a conversation would go on: torchrun ends the others."""
     if ranks.count > 1:
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        _interrupt_once(Terminated)
+
+
+def _interrupt_once(how: type[BaseException]) -> None:
+    """Raise this at Ctrl-C, which comes twice, from the terminal and from torchrun.
+
+    The second must not break off what `finally` is saving.
+    """
+
+    def interrupt(number: int, frame: types.FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise how
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @contextlib.contextmanager
