@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import product
@@ -290,6 +291,37 @@ def test_a_model_that_changes_while_it_is_read(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("to", ["hf", "meta"])
+def test_a_model_that_is_cut_off_while_it_is_read(
+    to: str,
+    reshard: Reshard,
+    metas: Callable[[Generation, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that reads ends, and those that convert and write with it."""
+    source = shutil.copytree(metas(LLAMA_2, 2), tmp_path / "a")
+    plain = OpenFiles._read
+
+    def written() -> list[Path]:
+        return [
+            p for n in ("c*.pth", "*.safetensors") for p in tmp_path.glob(f".out.partial-*/{n}")
+        ]
+
+    def cut_off(files: OpenFiles, path: Path, offset: int, length: int) -> bytearray:
+        if any(file.stat().st_size > 50_000 for file in written()):
+            cut(source / "consolidated.01.pth")
+        return plain(files, path, offset, length)
+
+    monkeypatch.setattr(OpenFiles, "_read", cut_off)
+    threads = threading.active_count()
+    options = {"context_length": 5} if to == "hf" else {"model_parallel": 4}
+    with pytest.raises(LLMError, match=r"consolidated\.01\.pth is cut off"):
+        reshard(source, tmp_path / "out", to, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert threading.active_count() <= threads
+
+
 def test_the_model_is_not_replaced(
     reshard: Reshard, metas: Callable[[Generation, int], Path], tmp_path: Path
 ) -> None:
@@ -398,7 +430,8 @@ def test_a_folder_of_transformers_own(
     (folder / "model.safetensors").unlink()
     wanted = hf_weights(LLAMA_3_1, weights(LLAMA_3_1))
     names = sorted(wanted)
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    places = ("model.layers.0.self_attn.", "model.")
+    extra = {f"{place}rotary_emb.inv_freq": torch.ones(4) for place in places}
     index: dict[str, str] = {}
     for number, part in enumerate((names[:9], names[9:])):
         file = f"pytorch_model-{number}.bin"

@@ -48,8 +48,8 @@ from llm_recipes.stored_weights import (
 
 CONFIG, TOKENIZER, ORIGINAL = "config.json", "tokenizer.model", "original"
 # Old folders hold what follows from the sizes.
-FREQUENCIES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-Stamp = tuple[int, int, int]  # a file's number on its disk, bytes, and time of change
+FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+Stamp = tuple[int, int]  # bytes and time of change: not every file system keeps a file's number
 FORMATS = {"meta": "Meta's format", "hf": "Hugging Face's format"}
 
 
@@ -161,7 +161,7 @@ def _stamps(paths: Iterable[Path]) -> dict[Path, Stamp]:
     for path in paths:
         with readable(path):
             found = path.stat()
-        stamps[path] = (found.st_ino, found.st_size, found.st_mtime_ns)
+        stamps[path] = (found.st_size, found.st_mtime_ns)
     return stamps
 
 
