@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from llm_recipes.batch_memory import LOGIT_COPIES, MOST_ROWS, SHARE_OF_FREE, STATES_A_TOKEN
 from llm_recipes.decoding import Completion, Decoder, Request, StreamingDecoder
 from llm_recipes.device import free_memory_bytes, is_out_of_memory
 from llm_recipes.errors import LLMError
@@ -18,10 +19,6 @@ from llm_recipes.model_folder import first_line
 from llm_recipes.models import ModelSize
 from llm_recipes.running_batch import static_shape
 
-SHARE_OF_FREE = 0.8  # the estimate below is rough; backing off costs a batch's work
-MOST_ROWS = {"cpu": 64, "cuda": 256}  # more rows gain little speed and delay the first answers
-LOGIT_COPIES = 6  # float32 logits, probabilities, noise and what sampling makes of them
-STATES_A_TOKEN = 16  # hidden-sized tensors that live at once in a prefill, the MLP's included
 STEPS_WORTH_COMPILING = 2000  # compiling an 8B model takes about as long as it saves by then
 LIKELY_ROWS = 64  # of a batch, as long as the memory has not been looked at
 

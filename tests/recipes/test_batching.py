@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from llm_recipes import batching  # noqa: E402
+from llm_recipes.batch_memory import SHARE_OF_FREE  # noqa: E402
 from llm_recipes.batching import (  # noqa: E402
     complete_all,
     complete_one,
@@ -79,7 +80,7 @@ def rows_of(fake: Fake, asked: Sequence[Request], batch_size: int | None) -> lis
 
 def with_free_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, fake: Fake) -> None:
     """Free memory for so many cached tokens; what the decoder keeps is not free."""
-    whole = int(tokens * KV_BYTES / batching.SHARE_OF_FREE) + 1
+    whole = int(tokens * KV_BYTES / SHARE_OF_FREE) + 1
     monkeypatch.setattr(batching, "free_memory_bytes", lambda device: whole - fake.kept)
 
 

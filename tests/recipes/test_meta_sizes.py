@@ -8,9 +8,9 @@ pytest.importorskip("torch")
 
 from meta_checkpoints import LLAMA_2, LLAMA_3_2, Generation, hf_model, shard, weights
 
+from llm_recipes.batch_memory import MOST_ROWS
 from llm_recipes.meta.params import Params
 from llm_recipes.meta.sizes import (
-    MOST_ROWS,
     Shape,
     fitting_rows,
     kv_bytes,

@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from llm_recipes.batching import LOGIT_COPIES, SHARE_OF_FREE, STATES_A_TOKEN
+from llm_recipes.batch_memory import LOGIT_COPIES, SHARE_OF_FREE, STATES_A_TOKEN
 from llm_recipes.device import free_memory_bytes, is_out_of_memory
 from llm_recipes.errors import LLMError
 from llm_recipes.evaluation.task_by_task import text_length

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from llm_recipes.batch_memory import MOST_ROWS
 from llm_recipes.device import choose_device, choose_dtype, dtype_name
 from llm_recipes.errors import LLMError, leaves, raise_all
 from llm_recipes.meta.checkpoint import (
@@ -30,7 +31,7 @@ from llm_recipes.meta.checkpoint import (
 )
 from llm_recipes.meta.part import Shard
 from llm_recipes.meta.processes import process_faults
-from llm_recipes.meta.sizes import MOST_ROWS, Shape
+from llm_recipes.meta.sizes import Shape
 from llm_recipes.model_folder import folder_digest
 from llm_recipes.ranks import Ranks
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llm_recipes.batch_memory import LOGIT_COPIES, MOST_ROWS, SHARE_OF_FREE, STATES_A_TOKEN
 from llm_recipes.meta.layout import EMBEDDINGS, OUTPUT, EmbeddingSplit, layout, shard_shape
 from llm_recipes.meta.params import Params
 
-SHARE_OF_FREE = 0.8  # the rest of a step is estimated, and others may want memory too
-MOST_ROWS = {"cpu": 64, "cuda": 256}  # more rows gain little speed and delay the first answers
-LOGIT_COPIES = 6  # float32 logits, probabilities, noise and what sampling makes of them
-STATES_A_TOKEN = 16  # tensors of the model's width that live at once in a prefill
 CONTEXT_UNKNOWN = 2048  # tokens; the first Llama's, which all later ones can see
 
 
