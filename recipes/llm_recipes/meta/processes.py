@@ -1,6 +1,6 @@
 """Whether as many processes run as a checkpoint has shards, and what to type if not.
 
-from llm_recipes.meta.processes import process_faults
+from llm_recipes.meta.processes import device_faults, process_faults
 """
 
 from __future__ import annotations
@@ -38,6 +38,15 @@ def process_faults(checkpoint: MetaCheckpoint, ranks: Ranks) -> list[LLMError]:
             "\n".join(ways),
         )
     ]
+
+
+def device_faults(device: str, ranks: Ranks) -> list[LLMError]:
+    """A fault if a GPU is named by its number, and each process has one of its own."""
+    if ranks.count == 1 or ":" not in device:
+        return []
+    what = f"--device {device} does not go with several processes"
+    why = "each takes the GPU with its number on its node"
+    return [LLMError(what, why, "--device cuda; CUDA_VISIBLE_DEVICES=2,3 says which it may take")]
 
 
 def start_command(checkpoint: MetaCheckpoint, nodes: int = 1) -> str:

@@ -30,7 +30,7 @@ from llm_recipes.meta.checkpoint import (
     shard_identity,
 )
 from llm_recipes.meta.part import Shard
-from llm_recipes.meta.processes import process_faults
+from llm_recipes.meta.processes import device_faults, process_faults
 from llm_recipes.meta.sizes import Shape
 from llm_recipes.model_folder import folder_digest
 from llm_recipes.ranks import Ranks
@@ -87,7 +87,7 @@ def find_shard(settings: Mapping[str, Any], ranks: Ranks) -> Shard:
             None if tokenizer is None else Path(tokenizer).expanduser(),
             settings["rope_factor"],
         )
-        raise_all(process_faults(checkpoint, ranks))
+        raise_all(process_faults(checkpoint, ranks) + device_faults(settings["device"], ranks))
         device = choose_device(settings["device"])
         if device.type == "cuda" and ranks.count > 1:
             device = torch.device("cuda", ranks.local)
