@@ -7,8 +7,9 @@
 torch.save's format since 1.6 is a zip archive without compression: NAME/data.pkl is the state
 dict, whose tensors name their storages NAME/data/0, NAME/data/1 and so on; NAME/version and
 NAME/byteorder say how to read them
-(https://docs.pytorch.org/docs/stable/notes/serialization.html). Storages begin at multiples of 64
-bytes, so that they can be mapped. The same tensors give the same bytes.
+(https://docs.pytorch.org/docs/stable/notes/serialization.html). Storages begin at memory pages:
+rows of a matrix, which are often a page long, then don't lie across two, which costs a mapped
+matrix up to a seventh of its speed. The same tensors give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import IO, Any
 
 import torch
 
-ALIGNMENT = 64  # bytes
+ALIGNMENT = 4096  # bytes; torch.save itself takes 64
 VERSION = b"3\n"  # of the format, as torch writes it since 1.6
 FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # that zip knows; the time of writing is not part of the data
 LOCAL_HEADER, ZIP64_FIELD, FIELD = 30, 20, 4  # bytes, without the names

@@ -14,9 +14,10 @@ import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 sys.path.insert(0, str(RECIPES))
-# Models this small gain nothing from more threads; the first is torch's, the second llama.cpp's.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("SLURM_CPUS_PER_TASK", "1")
+# Models this small gain nothing from more threads, and a forked process would wait for them;
+# the first is torch's, the second llama.cpp's.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["SLURM_CPUS_PER_TASK"] = "1"
 
 VOCABULARY = 512
 CHAT_TEMPLATE = (
