@@ -232,7 +232,8 @@ def test_other_batch_sizes_do_the_same_steps(tune: Tune, tmp_path: Path) -> None
         tune(tmp_path / str(batch), batch_size=batch, max_steps=3)
     one, eight = losses(tmp_path / "1"), losses(tmp_path / "8")
     assert max(abs(one[step] - eight[step]) for step in one) < 1e-5
-    assert largest_difference(tmp_path / "1", tmp_path / "8") < 1e-4
+    # Three steps change a weight by up to 3e-2; where gradients are tiny, Adam enlarges rounding.
+    assert largest_difference(tmp_path / "1", tmp_path / "8") < 1e-3
 
 
 def test_checkpointing_changes_nothing(tune: Tune, tmp_path: Path) -> None:

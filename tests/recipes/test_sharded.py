@@ -26,10 +26,13 @@ from meta_checkpoints import LLAMA_1, LLAMA_2, LLAMA_3, LLAMA_3_2, Generation, h
 from meta_checkpoints import make_checkpoint as make
 
 from llm_recipes.cli import run_recipe
+from llm_recipes.decoding import DecodeSettings
 from llm_recipes.meta import leaving, session
 from llm_recipes.meta.model import MetaLlama
 from llm_recipes.meta.tokenizer import load_tokenizer, stop_ids
 from llm_recipes.prompts import Prompt, render
+from llm_recipes.sampling import Sampling
+from llm_recipes.stopping import Row
 
 sys.path.insert(0, str(RECIPES / "inference"))
 
@@ -88,14 +91,12 @@ def greedy(generation: Generation, tokenizer: Any, prompt: str, count: int) -> s
     """The completion that transformers' model makes, whole sequence by whole sequence."""
     model = hf_model(generation)
     ids = render(Prompt(1, prompt), tokenizer, "raw")
-    start = len(ids)
-    for _ in range(count):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] in stop_ids(tokenizer, None):
-            break
-    before: str = tokenizer.decode(ids[max(0, start - 4) : start], skip_special_tokens=True)
-    whole: str = tokenizer.decode(ids[max(0, start - 4) :], skip_special_tokens=True)
-    return whole.removeprefix(before)
+    ends = stop_ids(tokenizer, None)
+    settings = DecodeSettings(count, Sampling(), stop_token_ids=ends)
+    row = Row(0, ids, tokenizer, settings, None)
+    while not row.finish_reason:
+        row.append(int(model(torch.tensor([ids + row.generated])).logits[0, -1].argmax()))
+    return row.text()
 
 
 @pytest.mark.parametrize("generation", [LLAMA_1, LLAMA_2, LLAMA_3, LLAMA_3_2], ids=lambda g: g.name)
