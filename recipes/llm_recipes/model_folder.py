@@ -270,10 +270,7 @@ def _damage(file: Path) -> LLMError | None:
     with open(file, "rb") as data:
         start = data.read(len(LFS_POINTER))
         if start == LFS_POINTER:
-            why = "it is a pointer of git-lfs: the clone did not fetch the weights"
-            return LLMError(
-                f"{file} holds no weights", why, f"cd {quote(str(file.parent))} && git lfs pull"
-            )
+            return lfs_pointer(file)
         if file.suffix != ".safetensors":
             return None
         ends = [end for _, end in _tensor_places(data, size)]
@@ -282,6 +279,13 @@ def _damage(file: Path) -> LLMError | None:
         why = f"it has {size} bytes" + (f" of {expected}" if ends else " and no valid header")
         return LLMError(f"{file} is cut off or damaged", why, _again(file.parent))
     return None
+
+
+def lfs_pointer(file: Path) -> LLMError:
+    """What it means for a user that a file begins with LFS_POINTER."""
+    why = "it is a pointer of git-lfs: the clone did not fetch the weights"
+    fix = f"cd {quote(str(file.parent))} && git lfs pull"
+    return LLMError(f"{file} holds no weights", why, fix)
 
 
 def _again(folder: Path) -> str:

@@ -40,6 +40,7 @@ from llm_recipes.model_folder import readable
 from llm_recipes.stored_weights import StoredTensor
 
 __all__ = [
+    "ORIGINAL",
     "PARAMS",
     "SIDECAR",
     "MetaCheckpoint",
@@ -53,7 +54,6 @@ __all__ = [
 ]
 SIDECAR = "huggingface"  # folder in a checkpoint's: what Hugging Face has and Meta's files lack
 TOKENIZER = "tokenizer.model"
-ROWS_FROM = LLAMA_3_FROM  # tokens; embeddings of that many are split by rows
 Value = TypeVar("Value")
 
 
@@ -251,7 +251,7 @@ def _checkpoint(
     faults: list[LLMError] = []
     if sidecar is not None and theirs is not None and theirs != params:
         faults.append(_other_sidecar(folder, sidecar, params, theirs))
-    embeddings = sizes.embeddings or _whole_embeddings(params, tokenizer)
+    embeddings = sizes.embeddings or usual_split(params, tokenizer)
     faults += degree_faults(params, sizes.degree, embeddings)
     if tokenizer is not None:
         faults += _tokenizer_faults(tokenizer, params)
@@ -261,11 +261,11 @@ def _checkpoint(
     return MetaCheckpoint(folder, raw, params, shards, embeddings, tokenizer, sidecar, context)
 
 
-def _whole_embeddings(params: Params, tokenizer: Path | None) -> EmbeddingSplit:
-    """How the embeddings of a checkpoint with a single shard would be split, by its generation."""
+def usual_split(params: Params, tokenizer: Path | None) -> EmbeddingSplit:
+    """How Meta splits the embeddings of a model of this generation."""
     if tokenizer is not None:
         return "rows" if tokenizer_kind(tokenizer) == "tiktoken" else "columns"
-    return "rows" if params.vocabulary > ROWS_FROM else "columns"
+    return "rows" if params.vocabulary > LLAMA_3_FROM else "columns"
 
 
 def _other_sidecar(folder: Path, sidecar: Path, params: Params, theirs: Params) -> LLMError:

@@ -18,9 +18,9 @@ import torch
 
 from llm_recipes.architecture import read_json
 from llm_recipes.errors import LLMError
-from llm_recipes.meta.checkpoint import PARAMS, SIDECAR
+from llm_recipes.meta.checkpoint import ORIGINAL, PARAMS, SIDECAR, TOKENIZER
 from llm_recipes.meta.params import config_of, params_of, raw_params, read_params
-from llm_recipes.meta.reshard_source import CONFIG, ORIGINAL, TOKENIZER, Source
+from llm_recipes.meta.reshard_source import CONFIG, Source
 from llm_recipes.meta.tokenizer import (
     load_tokenizer,
     stop_ids,

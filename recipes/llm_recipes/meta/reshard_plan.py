@@ -25,6 +25,7 @@ from llm_recipes.meta.layout import (
 )
 from llm_recipes.meta.params import Params
 from llm_recipes.meta.reshard_source import Source
+from llm_recipes.meta.shard_names import shard_name
 from llm_recipes.meta.whole_tensors import Order, WholeTensor
 from llm_recipes.safetensors_writer import target_dtype
 from llm_recipes.torch_writer import Header
@@ -61,7 +62,7 @@ class MetaShards:
     def files(self) -> dict[str, int]:
         """Bytes of weights by the files' names."""
         return {
-            f"consolidated.{rank:02d}.pth": sum(header.bytes for header in headers.values())
+            shard_name(rank): sum(header.bytes for header in headers.values())
             for rank, headers in enumerate(self.headers)
         }
 

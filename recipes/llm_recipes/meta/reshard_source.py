@@ -24,19 +24,20 @@ import torch
 from llm_recipes.architecture import name_faults, read_json
 from llm_recipes.errors import LLMError, faults_of, raise_all
 from llm_recipes.meta.checkpoint import (
+    ORIGINAL,
     PARAMS,
-    ROWS_FROM,
+    TOKENIZER,
     MetaCheckpoint,
     check_same_model,
     find_checkpoint,
     is_meta_folder,
     is_tied,
     read_shard,
+    usual_split,
 )
 from llm_recipes.meta.layout import EMBEDDINGS, OUTPUT, EmbeddingSplit, hf_name, layout
 from llm_recipes.meta.params import Params, params_of_config
 from llm_recipes.meta.shard import DTYPES, shard_digest, shard_identity
-from llm_recipes.meta.tokenizer_files import tokenizer_kind
 from llm_recipes.meta.whole_tensors import Order, WholeTensor, same, sharded, single
 from llm_recipes.model_folder import find_model, folder_digest, no_such_folder, readable
 from llm_recipes.stored_weights import (
@@ -46,7 +47,7 @@ from llm_recipes.stored_weights import (
     torch_weights,
 )
 
-CONFIG, TOKENIZER, ORIGINAL = "config.json", "tokenizer.model", "original"
+CONFIG = "config.json"
 # Old folders hold what follows from the sizes.
 FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 Stamp = tuple[int, int]  # bytes and time of change: not every file system keeps a file's number
@@ -306,11 +307,9 @@ def _hf_tokenizer(folder: Path) -> Path | None:
 
 def _generation(folder: Path, tokenizer: Path | None, params: Params) -> EmbeddingSplit:
     """How Meta splits the embeddings of such a model: by columns with SentencePiece."""
-    if tokenizer is not None:
-        return "rows" if tokenizer_kind(tokenizer) == "tiktoken" else "columns"
-    if (folder / "tokenizer.json").is_file():
+    if tokenizer is None and (folder / "tokenizer.json").is_file():
         model = read_json(folder / "tokenizer.json").get("model")
         if isinstance(model, Mapping):
             # A SentencePiece model has pieces for bytes; a byte-level one needs none.
             return "columns" if model.get("byte_fallback") else "rows"
-    return "rows" if params.vocabulary > ROWS_FROM else "columns"
+    return usual_split(params, tokenizer)

@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor
 
+from llm_recipes.meta.params import HIGH_FREQUENCY, LOW_FREQUENCY, ORIGINAL_CONTEXT
+
 # Llama 3.1 stretched the slow frequencies for contexts beyond 8192 tokens: those that turn less
 # than once in the original context are divided by the factor, those that turn more than four
 # times stay. Only the factor differs between releases.
 # https://github.com/meta-llama/llama-models, apply_scaling.
-SLOW, FAST, ORIGINAL_CONTEXT = 1.0, 4.0, 8192
 
 
 def frequencies(head_size: int, theta: float, factor: float | None) -> Tensor:
@@ -31,7 +32,7 @@ def frequencies(head_size: int, theta: float, factor: float | None) -> Tensor:
     if factor is None:
         return found
     turns = ORIGINAL_CONTEXT * found / (2 * math.pi)
-    unchanged = ((turns - SLOW) / (FAST - SLOW)).clamp(0.0, 1.0)
+    unchanged = ((turns - LOW_FREQUENCY) / (HIGH_FREQUENCY - LOW_FREQUENCY)).clamp(0.0, 1.0)
     return (1 - unchanged) * (found / factor) + unchanged * found
 
 

@@ -13,13 +13,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from shlex import quote
 
 import torch
 
 from llm_recipes.errors import LLMError
 from llm_recipes.meta.layout import EMBEDDINGS, OUTPUT
-from llm_recipes.model_folder import LFS_POINTER, TENSOR_PIECE_BYTES, first_line
+from llm_recipes.model_folder import LFS_POINTER, TENSOR_PIECE_BYTES, first_line, lfs_pointer
 from llm_recipes.stored_weights import (
     OpenFiles,
     StoredTensor,
@@ -48,9 +47,7 @@ def shard_contents(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise unreadable(path, error) from error
     if start == LFS_POINTER:
-        why = "it is a pointer of git-lfs: the clone did not fetch the weights"
-        fix = f"cd {quote(str(path.parent))} && git lfs pull"
-        raise LLMError(f"{path} holds no weights", why, fix)
+        raise lfs_pointer(path)
     if not start:
         raise cut_off(path, "it is empty")
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
