@@ -40,8 +40,7 @@ from llm_recipes.stored_weights import (
     OpenFiles,
     StoredTensor,
     cut_off,
-    safetensors_file,
-    torch_weights,
+    stored_tensors,
 )
 from llm_recipes.zero_checkpoint import zero_tensors
 
@@ -193,7 +192,7 @@ def _dtype_of(tensors: Tensors, target: torch.dtype | None) -> torch.dtype:
 
 def _whole_tensors(weights: Path) -> Tensors:
     if weights.name not in WEIGHT_INDEXES:
-        return _file_tensors(weights)
+        return stored_tensors(weights)
     index = read_json(weights).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(f, str) for f in index.values()):
         raise cut_off(weights, "it has no weight_map")
@@ -204,12 +203,8 @@ def _whole_tensors(weights: Path) -> Tensors:
         raise LLMError(what, ", ".join(missing[:8]), "copy the folder again as a whole")
     tensors: dict[str, StoredTensor] = {}
     for path in files.values():
-        tensors |= _file_tensors(path)
+        tensors |= stored_tensors(path)
     return tensors
-
-
-def _file_tensors(path: Path) -> Tensors:
-    return safetensors_file(path) if path.suffix == ".safetensors" else torch_weights(path)
 
 
 def _without_wrappers(tensors: Tensors) -> Tensors:

@@ -274,6 +274,15 @@ def torch_weights(path: Path) -> dict[str, StoredTensor]:
     }
 
 
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a file of weights, by its ending: safetensors, or torch's.
+
+    Raises:
+        LLMError: As `safetensors_file` and `torch_weights`.
+    """
+    return safetensors_file(path) if path.suffix == ".safetensors" else torch_weights(path)
+
+
 def cut_off(path: Path, why: str) -> LLMError:
     """What a damaged file means for a user."""
     fix = "copy it again, or take an earlier checkpoint"

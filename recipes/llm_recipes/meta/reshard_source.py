@@ -43,8 +43,7 @@ from llm_recipes.model_folder import find_model, folder_digest, no_such_folder, 
 from llm_recipes.stored_weights import (
     OpenFiles,
     StoredTensor,
-    safetensors_file,
-    torch_weights,
+    stored_tensors,
 )
 
 CONFIG = "config.json"
@@ -244,8 +243,7 @@ def _hf_source(model: Path) -> Source:
     stamps = _stamps(found.weights)
     stored: dict[str, StoredTensor] = {}
     for file in found.weights:
-        is_safe = file.suffix == ".safetensors"
-        stored |= safetensors_file(file) if is_safe else torch_weights(file)
+        stored |= stored_tensors(file)
     stored = {name: t for name, t in stored.items() if not FREQUENCIES.fullmatch(name)}
     plan = layout(params, "rows")  # how they are split is no question of a whole tensor
     tied = bool(config.get("tie_word_embeddings"))
