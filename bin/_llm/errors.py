@@ -35,7 +35,8 @@ class LLMError(Exception):
 def make_command(home: str, target: str) -> str:
     """Return the command that makes a target: here in a checkout, elsewhere in an installation."""
     if os.path.exists(os.path.join(home, "Makefile")):
-        return f"make -C '{home}' {target}"
+        quoted = home.replace("'", "'\"'\"'")
+        return f"make -C '{quoted}' {target}"
     return f"make {target}    (in the checkout that {home} was installed from)"
 
 

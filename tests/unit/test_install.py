@@ -323,3 +323,8 @@ def test_an_installation_does_not_send_users_to_a_makefile_that_it_lacks(tmp_pat
     assert make_command(str(tmp_path), "image").startswith("make image    (in the checkout")
     (tmp_path / "Makefile").touch()
     assert make_command(str(tmp_path), "image") == f"make -C '{tmp_path}' image"
+    clone = tmp_path / "it's a clone"
+    clone.mkdir()
+    (clone / "Makefile").touch()
+    words = shlex.split(make_command(str(clone), "image"))
+    assert words == ["make", "-C", str(clone), "image"]
