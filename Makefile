@@ -11,6 +11,16 @@ VARIANT ?=
 BASE ?=
 CUDA_ARCHITECTURES ?=
 KEEP ?=
+COMPILED ?=
+ARCHIVE ?=
+A ?=
+B ?=
+ADVISORIES ?=
+RULES ?=
+KEY ?=
+SIGNER ?=
+FROM ?=
+OUTPUT ?=
 PREFIX ?= /opt/llm
 MODULEPATH ?=
 SITE ?=
@@ -27,11 +37,13 @@ VENV := .tools/venv
 STAMP := $(VENV)/.installed-$(firstword $(shell cksum requirements-dev.lock))
 BOX := python3 tests/cluster/box
 QUOTED_PROMPT = '$(subst ','\'',$(PROMPT))'
+quoted = '$(subst ','\'',$($(1)))'
 # Only what was typed behind the target: module systems export a MODULEPATH of their own.
 typed = '$(if $(filter command,$(origin $(1))),$(subst ','\'',$($(1))))'
 
 .PHONY: help setup image images demo test test-unit test-recipes check test-images test-gpu bench \
-        install uninstall test-modules lock docs clean venv test-cluster cluster-up cluster-shell cluster-down
+        install uninstall test-modules lock docs clean venv test-cluster cluster-up cluster-shell \
+        cluster-down verify-image diff-image sbom sizes audit archive sign verify release import
 
 help: ## this list
 	@echo "make TARGET [NAME=value ...]"; echo
@@ -63,6 +75,41 @@ image: setup ## build IMAGE for this machine (nothing to do: under a second)
 images: setup ## build every image in its cpu variant
 	@for name in $$($(TOOL) image list | cut -d' ' -f1); do \
 	    $(TOOL) image build --image "$$name" --variant cpu || exit; done
+
+verify-image: setup ## build IMAGE twice from nothing and compare every byte; names what differs
+	@$(TOOL) verify-image --image '$(IMAGE)' --variant '$(VARIANT)' \
+	    --cuda-architectures '$(CUDA_ARCHITECTURES)' $(if $(COMPILED),--compiled)
+
+diff-image: setup ## what differs between two images: A= and B= (packages, sizes, files)
+	@$(TOOL) diff-image $(call quoted,A) $(call quoted,B) $(ARGS)
+
+sbom: setup ## write IMAGE's list of software (CycloneDX) to OUTPUT, or print it
+	@$(TOOL) sbom --image '$(IMAGE)' --variant '$(VARIANT)' --output $(call quoted,OUTPUT)
+
+sizes: setup ## how many bytes each package takes in IMAGE
+	@$(TOOL) sizes --image '$(IMAGE)' --variant '$(VARIANT)' $(ARGS)
+
+audit: setup ## check IMAGE's software against an offline file of ADVISORIES and the licence RULES
+	@$(TOOL) audit --image '$(IMAGE)' --variant '$(VARIANT)' --advisories $(call quoted,ADVISORIES) \
+	    --rules $(call quoted,RULES) $(ARGS)
+
+archive: setup ## keep every input of IMAGE by its hash in ARCHIVE, to build it without a network
+	@$(TOOL) archive --image '$(IMAGE)' --variant '$(VARIANT)' --archive $(call quoted,ARCHIVE) \
+	    --cuda-architectures '$(CUDA_ARCHITECTURES)'
+
+sign: setup ## sign IMAGE with KEY (a PEM file; empty: the PGP key SIGNER of Apptainer's keyring)
+	@$(TOOL) sign --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY) \
+	    --signer $(call quoted,SIGNER)
+
+verify: setup ## check IMAGE's signature with KEY (PEM, certificate or PGP public key; empty: the site's)
+	@$(TOOL) verify --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY)
+
+release: setup ## VERSION's images, SBOMs, signatures, locks, checksums and manifest in one folder, OUTPUT
+	@$(TOOL) release --version $(call quoted,VERSION) --variant '$(VARIANT)' \
+	    --key $(call quoted,KEY) --signer $(call quoted,SIGNER) --output $(call quoted,OUTPUT) $(ARGS)
+
+import: setup ## check a release folder, FROM, and install its images
+	@$(TOOL) import --from $(call quoted,FROM) --key $(call quoted,KEY) $(ARGS)
 
 demo: setup ## set up, build the CPU image, then a tiny model's whole story: tune, quantize, evaluate, report
 	@$(TOOL) image build --image llm --variant cpu
