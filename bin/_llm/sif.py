@@ -2,8 +2,8 @@
 
     sh bin/_llm/tool.sh image digest --image base
 
-The digest leaves signatures, the file's own id and all dates out, so an image keeps its identity when
-it is signed, and when its signature is taken off.
+The digest leaves out signatures, the file's own id and all dates, so an image keeps its identity
+when it is signed, and when its signature is taken off.
 
 Format: https://github.com/apptainer/sif/blob/main/pkg/sif/sif.go (global header, 128 bytes; then
 descriptors of 585 bytes; little endian, without padding).
@@ -29,7 +29,8 @@ DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")
 MOST_DESCRIPTORS = 4096
 PIECE_BYTES = 1 << 22
 # Types of objects.
-DEFINITION, LABELS, PARTITION, SIGNATURE, JSON, SBOM = 0x4001, 0x4003, 0x4004, 0x4005, 0x4006, 0x4009
+DEFINITION, PARTITION, SIGNATURE = 0x4001, 0x4004, 0x4005
+JSON, SBOM = 0x4006, 0x4009
 
 
 class DamagedError(Exception):
