@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 
 from _llm.commit import has_changes, read_commit
+from _llm.lookup import is_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from _llm.lookup import Image
+    from _llm.options import Options
     from _llm.settings import Settings
 
 DROPPED = frozenset(
@@ -65,6 +67,11 @@ CACHES_OF_USERS = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "TORCH_HOME"),
     *("MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
 )
+# As in recipes/llm_recipes/record.py.
+SECRET_WORDS = frozenset(
+    ("token", "secret", "password", "passwd", "passphrase", "credential", "credentials", "key")
+)
+SECRET_BEGINNINGS = ("hf_", "sk-", "ghp_", "github_pat_")
 LOCALES_OF_IMAGES = ("", "C", "POSIX", "C.UTF-8", "C.utf8")
 
 
@@ -141,10 +148,13 @@ def cache_variables(
     }
 
 
-def record_variables(settings: Settings, home: str, image: Image, driver: str) -> dict[str, str]:
+def record_variables(
+    settings: Settings, home: str, image: Image, digest: str, driver: str
+) -> dict[str, str]:
     """Return what programs and run records have to know of the host side.
 
-    home: the checkout or installation. driver: version of the NVIDIA driver, "" for none.
+    home: the checkout or installation. digest: of what the image holds, "" for an unpacked one.
+    driver: version of the NVIDIA driver, "" for none.
     """
     changed = has_changes(home)
     return {
@@ -152,7 +162,8 @@ def record_variables(settings: Settings, home: str, image: Image, driver: str) -
         "LLM_SITE": settings.site,
         "LLM_IMAGE_NAME": image.name,
         "LLM_IMAGE_VARIANT": image.variant,
-        "LLM_IMAGE_DIGEST": image.digest,
+        "LLM_IMAGE_DIGEST": digest,
+        "LLM_IMAGE_INPUTS": image.digest[:12],
         "LLM_HOST_DRIVER": driver,
         "LLM_CODE_COMMIT": read_commit(home),
         "LLM_CODE_DIRTY": "" if changed is None else str(int(changed)),
@@ -162,6 +173,65 @@ def record_variables(settings: Settings, home: str, image: Image, driver: str) -
         "LLM_RAMDISK_DIR": settings.get("paths", "ramdisk"),
         "LLM_MODELS_DIR": ":".join(settings.items("paths", "models")),
     }
+
+
+def launch_variable(
+    options: Options, settings: Settings, env: Mapping[str, str], image: Image
+) -> str:
+    """Return how the program was started, to start it so again: a JSON object in one line.
+
+    What --env sets is in it, except what looks like a secret.
+    """
+    wanted = settings.get("container", "image")
+    label = f"{image.name}-{image.variant}" if image.variant else image.name
+    in_step = options.launch != "local" and "SLURM_STEP_NUM_NODES" in env
+    nodes, tasks = env.get("SLURM_STEP_NUM_NODES", ""), env.get("SLURM_STEP_TASKS_PER_NODE", "")
+    tasks = tasks.partition("(")[0].partition(",")[0]  # 2(x4),1: the last node has fewer
+    return json_object({
+        "image": image.path if is_path(wanted) else label,
+        "gpu": options.gpu,
+        "torchrun": options.torchrun,
+        "nproc_per_node": options.processes,
+        "nodes": int(nodes) if in_step and nodes.isdigit() else 1,
+        "tasks_per_node": int(tasks) if in_step and tasks.isdigit() else None,
+        "env": {name: text for name, text in options.env.items() if not is_secret(name, text)},
+    })
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Say whether a variable holds something that no file must show, as far as its name tells."""
+    words = name.lower().replace("apikey", "key").split("_")
+    return not SECRET_WORDS.isdisjoint(words) or value.startswith(SECRET_BEGINNINGS)
+
+
+def json_object(items: Mapping[str, object]) -> str:
+    """Return a JSON object of texts, numbers, truth values, None and such objects, in one line.
+
+    By hand: importing json costs a tenth of what llm-run may add to the start of a program.
+    """
+    pairs = [f"{_json_text(name)}: {_json(value)}" for name, value in items.items()]
+    return "{" + ", ".join(pairs) + "}"
+
+
+def _json(value: object) -> str:
+    if isinstance(value, dict):
+        return json_object(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) if isinstance(value, int) else _json_text(str(value))
+
+
+def _json_text(text: str) -> str:
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    # UTF-16 in JSON's escapes: https://www.rfc-editor.org/rfc/rfc8259#section-7. A byte that is no
+    # text is half a pair, as Python's json has it.
+    units = text.encode("utf-16-be", "surrogatepass")
+    codes = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+    return '"' + "".join(
+        chr(code) if 32 <= code < 127 and code not in (34, 92) else f"\\u{code:04x}"
+        for code in codes
+    ) + '"'
 
 
 def set_cache_folders(env: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from _llm.binds import Bind, parse_bind
 from _llm.errors import LLMError, make_command
 from _llm.facts import image_facts
 from _llm.gpus import Gpus, find_gpus, variants_for, visible_gpus
+from _llm.image_digest import cached_digest
 from _llm.lookup import PINS, Image, find_image, image_folders, is_path, read_pins, split_name
 from _llm.settings import VARIANTS
 from _llm.unpack import runnable_path
@@ -101,10 +102,12 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
     if not (image and apptainer and cwd and user and cache and local and command) or errors:
         raise ConfigurationError(errors)
 
+    digest = cached_digest(image.path, cache, local)
     resident = options.requeue and options.role == "rank"
     path = runnable_path(image, apptainer, local, notices, outlives_signals=resident)
     start = [apptainer.path, "-q", "exec", *apptainer.exec_flags]
-    variables = environment.record_variables(settings, home, image, gpus.driver)
+    variables = environment.record_variables(settings, home, image, digest, gpus.driver)
+    variables["LLM_LAUNCH"] = environment.launch_variable(options, settings, env, image)
     variables.update(environment.cache_variables(env, cache, local, user))
     variables.update(environment.locale_variables(env))
     variables.update(_package_variables(image, [*start, path], cache, local))

@@ -146,7 +146,7 @@ def test_the_image_of_the_moment_of_submission(cluster: Cluster, desk: Desk) -> 
     env = {"LLM_IMAGE_DIR": str(images)}
     done = desk.run(
         [LLM_RUN, "--submit", *SMALL, "--parsable", "--hold", "--", "sh", "-c",
-         "echo $LLM_IMAGE_DIGEST"], env=env,
+         "echo $LLM_IMAGE_INPUTS"], env=env,
     )  # fmt: skip
     job = done.stdout.strip()
     desk.run(["ln", "-sfn", "base-bbbbbbbbbbbb.sif", f"{images}/base.sif"], check=True)

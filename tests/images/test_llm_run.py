@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -20,6 +21,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "bin"))
+from _llm.sif import payload_digest  # noqa: E402
+
 LLM_RUN = str(REPOSITORY / "bin" / "llm-run")
 FUSE = Path("/dev/fuse")
 NOBODY = 65534
@@ -120,6 +124,8 @@ def user(request: pytest.FixtureRequest, cpu_image: Path) -> Iterator[User]:
         somebody = User(Path(name), cpu_image, ordinary)
         if ordinary:  # as on any machine with users
             somebody.prefix = [*with_fuse(Path(name), is_open=True), *somebody.prefix]
+        first = somebody.llm_run("true")
+        assert first.stderr.endswith("once for its digest\n"), first.stderr
         yield somebody
 
 
@@ -239,7 +245,8 @@ def test_what_the_program_sees(user: User) -> None:
     assert env["TORCH_HOME"] == f"{user.home}/.cache/llm/torch"
     assert env["TRITON_CACHE_DIR"].startswith(str(user.folder / "local"))
     assert (env["LLM_IMAGE_NAME"], env["LLM_IMAGE_VARIANT"]) == ("llm", "cpu")
-    assert env["LLM_IMAGE_DIGEST"] == "0123456789ab"
+    assert env["LLM_IMAGE_INPUTS"] == "0123456789ab"
+    assert env["LLM_IMAGE_DIGEST"] == payload_digest(str(user.image))
     assert env["LLM_HOME"] == str(REPOSITORY)
 
 

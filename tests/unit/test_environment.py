@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from _llm import environment
 from _llm.environment import (
     cache_variables,
     dropped_names,
@@ -13,7 +15,9 @@ from _llm.environment import (
     locale_variables,
     network_variables,
 )
-from _llm.settings import load_settings
+from _llm.lookup import Image
+from _llm.options import parse
+from _llm.settings import Settings, load_settings
 
 DENIED = [
     *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONNOUSERSITE"),
@@ -91,3 +95,61 @@ def test_the_site_s_interface(home: Path, env: dict[str, str], tmp_path: Path) -
     found = network_variables(settings, env, notices, str(tmp_path))
     assert found == {"GLOO_SOCKET_IFNAME": "ib0", "LLM_NETWORK_INTERFACE": "ib0"}
     assert len(notices) == 1
+
+
+def launched(
+    settings: Settings, env: dict[str, str], image: Path, *words: str
+) -> dict[str, object]:
+    options = parse([*words, "x"])
+    text = environment.launch_variable(options, settings, env, Image(str(image)))
+    assert "\n" not in text and text.isascii()
+    found = json.loads(text)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_how_a_program_was_started(home: Path, env: dict[str, str], images: Path) -> None:
+    settings = load_settings(env, str(home))
+    image = images / "llm-cpu-0123456789ab.sif"
+    assert launched(settings, env, image, "--gpu", "--torchrun", "--nproc-per-node", "2") == {
+        "image": "llm-cpu", "gpu": True, "torchrun": True, "nproc_per_node": 2, "nodes": 1,
+        "tasks_per_node": None, "env": {},
+    }  # fmt: skip
+    env.update(SLURM_STEP_NUM_NODES="3", SLURM_STEP_TASKS_PER_NODE="2(x2),1")
+    found = launched(settings, env, image)
+    assert (found["nodes"], found["tasks_per_node"], found["gpu"]) == (3, 2, None)
+    found = launched(settings, env, image, "--launch=local", "--no-gpu")
+    assert (found["nodes"], found["tasks_per_node"], found["gpu"]) == (1, None, False)
+
+
+def test_an_image_asked_for_by_its_path_is_named_by_it(
+    home: Path, env: dict[str, str], images: Path
+) -> None:
+    path = str(images / "other.sif")
+    settings = load_settings(env, str(home), None, {"container.image": path})
+    assert launched(settings, env, images / "other.sif")["image"] == path
+
+
+def test_values_of_env_are_written_as_json(home: Path, env: dict[str, str], images: Path) -> None:
+    settings = load_settings(env, str(home))
+    values = {
+        "A": 'a "b"\\c\n\t\x01', "B": "ünï 日本 😀", "C": "\udcff", "D": "", "E": "a'b; $(x) /",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    secrets = {
+        "HF_TOKEN": "x", "OPENAI_API_KEY": "x", "WANDB_APIKEY": "x", "MY_PASSWORD": "x",
+        "OTHER": "hf_abc",
+    }  # fmt: skip
+    words = [w for n, v in {**values, **secrets}.items() for w in ("--env", f"{n}={v}")]
+    assert launched(settings, env, images / "other.sif", *words)["env"] == values
+
+
+def test_what_records_learn_of_the_image(home: Path, env: dict[str, str], images: Path) -> None:
+    settings = load_settings(env, str(home))
+    image = Image(str(images / "llm-cpu-0123456789ab.sif"))
+    found = environment.record_variables(settings, str(home), image, "sha256:ab", "580.1")
+    assert found["LLM_IMAGE_DIGEST"] == "sha256:ab"
+    assert found["LLM_IMAGE_INPUTS"] == "0123456789ab"
+    other = Image(str(images / "other.sif"))
+    found = environment.record_variables(settings, str(home), other, "", "")
+    assert (found["LLM_IMAGE_DIGEST"], found["LLM_IMAGE_INPUTS"]) == ("", "")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from _llm.sif import payload_digest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 # The checkout's path, and with it that of its environment, may have a space: no shebang can.
 PYTHON = os.path.realpath(sys.executable)
@@ -75,7 +77,13 @@ def test_the_start(user: dict[str, str], images: Path) -> None:
     assert argv[-5] == str(images / "llm-cpu-0123456789ab.sif")
     assert argv[:2] == ["-q", "exec"]
     assert env["APPTAINER_NO_EVAL"] == "1"
-    assert env["APPTAINERENV_LLM_IMAGE_DIGEST"] == "0123456789ab"
+    digest = payload_digest(str(images / "llm-cpu.sif"))
+    assert env["APPTAINERENV_LLM_IMAGE_DIGEST"] == digest
+    assert env["APPTAINERENV_LLM_IMAGE_INPUTS"] == "0123456789ab"
+    assert json.loads(env["APPTAINERENV_LLM_LAUNCH"]) == {
+        "image": "llm-cpu", "gpu": None, "torchrun": False, "nproc_per_node": None, "nodes": 1,
+        "tasks_per_node": None, "env": {},
+    }  # fmt: skip
     assert env["APPTAINERENV_LLM_IMAGE_VARIANT"] == "cpu"
     assert env["APPTAINERENV_PYTHONPATH"] == str(REPOSITORY / "recipes")
     base = env["APPTAINERENV_PYTHONUSERBASE"]
