@@ -19,22 +19,23 @@ IDS = frozenset((
     "0BSD", "AFL-3.0", "AGPL-3.0-only", "AGPL-3.0-or-later", "Apache-1.0", "Apache-1.1",
     "Apache-2.0", "Artistic-2.0", "BSD-1-Clause", "BSD-2-Clause", "BSD-2-Clause-Patent",
     "BSD-3-Clause", "BSD-3-Clause-Clear", "BSD-3-Clause-LBNL", "BSD-4-Clause", "BSD-4-Clause-UC",
-    "BSD-Source-Code", "BSL-1.0", "Beerware", "BlueOak-1.0.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-
-    SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "CDDL-1.0", "CNRI-Python", "ClArtistic", "EPL-1.0",
-    "EPL-2.0", "EUPL-1.2", "FSFAP", "FSFUL", "FSFULLR", "FTL", "GFDL-1.2-only", "GFDL-1.2-or-
-    later", "GFDL-1.3-only", "GFDL-1.3-or-later", "GFDL-1.3-no-invariants-only", "GFDL-1.3-no-
-    invariants-or-later", "GPL-1.0-only", "GPL-1.0-or-later", "GPL-2.0-only", "GPL-2.0-or-later",
-    "GPL-3.0-only", "GPL-3.0-or-later", "HPND", "ISC", "Latex2e", "LGPL-2.0-only", "LGPL-2.0-or-
-    later", "LGPL-2.1-only", "LGPL-2.1-or-later", "LGPL-3.0-only", "LGPL-3.0-or-later", "Libpng",
-    "MIT", "MIT-0", "MIT-CMU", "MPL-1.1", "MPL-2.0", "MS-PL", "MulanPSL-2.0", "NCSA", "OFL-1.1",
-    "OpenSSL", "PSF-2.0", "PostgreSQL", "Python-2.0", "Python-2.0.1", "SSPL-1.0", "Sleepycat",
-    "TCL", "Unicode-3.0", "Unicode-DFS-2016", "Unlicense", "W3C", "WTFPL", "X11", "ZPL-2.1",
-    "Zlib", "bzip2-1.0.6", "curl", "libtiff", "zlib-acknowledgement",
+    "BSD-Source-Code", "BSL-1.0", "Beerware", "BlueOak-1.0.0", "CC-BY-3.0", "CC-BY-4.0",
+    "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "CDDL-1.0", "CNRI-Python", "ClArtistic", "EPL-1.0",
+    "EPL-2.0", "EUPL-1.2", "FSFAP", "FSFUL", "FSFULLR", "FTL", "GFDL-1.2-only",
+    "GFDL-1.2-or-later", "GFDL-1.3-only", "GFDL-1.3-or-later", "GFDL-1.3-no-invariants-only",
+    "GFDL-1.3-no-invariants-or-later", "GPL-1.0-only", "GPL-1.0-or-later", "GPL-2.0-only",
+    "GPL-2.0-or-later", "GPL-3.0-only", "GPL-3.0-or-later", "HPND", "ISC", "Latex2e",
+    "LGPL-2.0-only", "LGPL-2.0-or-later", "LGPL-2.1-only", "LGPL-2.1-or-later", "LGPL-3.0-only",
+    "LGPL-3.0-or-later", "Libpng", "MIT", "MIT-0", "MIT-CMU", "MPL-1.1", "MPL-2.0", "MS-PL",
+    "MulanPSL-2.0", "NCSA", "OFL-1.1", "OpenSSL", "PSF-2.0", "PostgreSQL", "Python-2.0",
+    "Python-2.0.1", "SSPL-1.0", "Sleepycat", "TCL", "Unicode-3.0", "Unicode-DFS-2016",
+    "Unlicense", "W3C", "WTFPL", "X11", "ZPL-2.1", "Zlib", "bzip2-1.0.6", "curl", "libtiff",
+    "zlib-acknowledgement",
 ))
 EXCEPTIONS = frozenset((
-    "Autoconf-exception-2.0", "Autoconf-exception-3.0", "Bison-exception-2.2", "Classpath-
-    exception-2.0", "GCC-exception-3.1", "LLVM-exception", "Libtool-exception", "Linux-syscall-
-    note", "OpenSSL-exception",
+    "Autoconf-exception-2.0", "Autoconf-exception-3.0", "Bison-exception-2.2",
+    "Classpath-exception-2.0", "GCC-exception-3.1", "LLVM-exception", "Libtool-exception",
+    "Linux-syscall-note", "OpenSSL-exception",
 ))
 _CANONICAL = {word.lower(): word for word in (*IDS, *EXCEPTIONS)}
 
