@@ -1,6 +1,12 @@
 """The run record: what ran, on what, with which result; `run.json`, schema version 1.
 
-from llm_recipes.record import start_record, write_record
+    from llm_recipes.record import add_input, start_record, write_record
+
+    record = start_record("inference/generate", settings, "a CPU", deterministic=True)
+    add_input(record, "model", folder)               # read in the background
+    write_record(path, record, "complete", results=["answers.jsonl"])
+
+docs/run-records.md has every field.
 """
 
 from __future__ import annotations
@@ -9,72 +15,179 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from llm_recipes import run_environment
 from llm_recipes.files import write_text
+from llm_recipes.run_secrets import plain, without_secrets
+
+if TYPE_CHECKING:
+    from llm_recipes.content_digest import Reading
 
 SCHEMA = 1
-GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, WSL
-SECRET_WORDS = ("token", "secret", "password", "passwd", "api_key", "apikey")
-SECRET_PREFIXES = ("hf_", "sk-", "ghp_", "github_pat_")
+# A run that is done waits so long for the content of its inputs to be read; what is not read then
+# is read by the next run.
+WAIT_S = 30.0
+READERS = 4  # files of results that are read at once
 
 
-def start_record(recipe: str, config: Mapping[str, Any], device_name: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Input:
+    """What a run reads. given: as the user names it. paths: absolute. reading: of their content.
+
+    several: there may be any number of them, and every field is a list.
+    """
+
+    given: tuple[str, ...]
+    paths: tuple[Path, ...]
+    several: bool
+    reading: Reading | None
+
+    def completed(self, part: Mapping[str, Any], wait_s: float) -> dict[str, Any]:
+        """The record's part with path, resolved, content, and why a content is missing."""
+        contents: list[str | None] = [None] * len(self.paths)
+        missing: str | None = "it is no file or folder here"
+        if self.reading is not None:
+            contents, missing = self.reading.wait(wait_s)
+        lists: dict[str, Sequence[Any]] = {
+            "path": list(self.given),
+            "resolved": [str(path) for path in self.paths],
+            "content": contents,
+        }
+        singles = {name: next(iter(found), None) for name, found in lists.items()}
+        found = {**(lists if self.several else singles)}
+        # A recipe's own path stays: later runs look it up.
+        found |= {"path": part.get("path", found["path"])}
+        return {**part, **found} | ({} if missing is None else {"content_missing": missing})
+
+
+class Record(dict[str, Any]):
+    """A run record, with what is still to be said of its inputs when it is written."""
+
+    inputs: dict[str, Input]
+
+
+def start_record(
+    recipe: str,
+    config: Mapping[str, Any],
+    device_name: str,
+    outputs: Sequence[str] = ("output",),
+    deterministic: bool = False,
+) -> Record:
     """A record of a run that begins now, with what the environment says about image, site and job.
 
     Args:
         recipe: The recipe's name, such as `inference/generate`.
-        config: All its settings as they hold, in types that JSON knows.
+        config: All its parameters, and no others, with the values that hold.
         device_name: The GPU's or CPU's name.
+        outputs: Those of the parameters that name what it writes.
+        deterministic: The same command gives the same bytes in all results, on a CPU.
     """
-    env = os.environ
-    return {
-        "schema": SCHEMA,
-        "recipe": recipe,
-        "started": _now(),
-        "finished": None,
-        "status": "running",
-        "argv": [without_secret(argument) for argument in sys.argv],
-        "config": {name: _plain(value) for name, value in config.items()},
-        "code": {"commit": env.get("LLM_CODE_COMMIT"), "dirty": _flag(env.get("LLM_CODE_DIRTY"))},
-        "image": {
-            "name": env.get("LLM_IMAGE_NAME"),
-            "variant": env.get("LLM_IMAGE_VARIANT"),
-            "digest": env.get("LLM_IMAGE_DIGEST"),
-        },
-        "host": {
-            "site": env.get("LLM_SITE"),
-            "nodes": [os.uname().nodename],
-            "cpus": len(os.sched_getaffinity(0)),
-            "gpus": _gpu_names(),
-            "device": device_name,
-            "driver": env.get("LLM_HOST_DRIVER"),
-        },
-        "slurm": {
-            "job": env.get("SLURM_JOB_ID"),
-            "step": env.get("SLURM_STEP_ID"),
-            "partition": env.get("SLURM_JOB_PARTITION"),
-            "nodes": env.get("SLURM_JOB_NODELIST"),
-            "restarts": env.get("SLURM_RESTART_COUNT"),
-        },
-        "model": {},
-        "data": {},
-        "metrics": {},
-    }
+    record = Record(
+        schema=SCHEMA,
+        recipe=recipe,
+        started=_now(),
+        finished=None,
+        status="running",
+        argv=without_secrets(sys.argv),
+        cwd=run_environment.working_directory(),
+        launch=run_environment.launch(),
+        config=plain(config),
+        code=run_environment.code(recipe),
+        image=run_environment.image(),
+        environment=run_environment.environment(),
+        host=run_environment.host(device_name),
+        slurm=run_environment.slurm(),
+        model={},
+        adapter={},
+        data={},
+        outputs=list(outputs),
+        results={},
+        deterministic=deterministic,
+        metrics={},
+    )
+    record.inputs = {}
+    return record
 
 
-def write_record(path: Path, record: dict[str, Any], status: str) -> None:
+def add_input(
+    record: dict[str, Any],
+    part: str,
+    found: Path | str | Sequence[Path] | None,
+    given: str | Sequence[str] | None = None,
+) -> None:
+    """Say what the run reads: `model`, `adapter` or `data` get path, resolved and content.
+
+    The content is read by a thread that nothing waits for until the record is complete. Of several
+    processes only the first reads.
+
+    Args:
+        record: Of `start_record`.
+        part: The part of the record.
+        found: A file, a folder, or several; None: nothing is read. A hub's name stays as it is.
+        given: What the user gave, if it is another name.
+    """
+    from llm_recipes.content_digest import Reading
+
+    if found is None or not isinstance(record, Record):
+        return
+    several = not isinstance(found, (str, Path))
+    names = [found] if isinstance(found, (str, Path)) else list(found)
+    asked = [Path(one).expanduser() for one in names]
+    # "-" is standard input, OWNER/NAME a hub's data set: there is nothing to read.
+    there = several or os.path.lexists(asked[0])
+    paths = tuple(path.absolute() for path in asked) if there else ()
+    is_first = os.environ.get("RANK", "0") in ("0", "")
+    reading = Reading(paths) if paths and is_first else None
+    shown = names if given is None else [given] if isinstance(given, str) else list(given)
+    record.inputs[part] = Input(tuple(map(str, shown)), paths, several, reading)
+
+
+def write_record(
+    path: Path, record: dict[str, Any], status: str, results: Iterable[str] | None = None
+) -> None:
     """Write the record with its end: status is complete, interrupted or failed.
 
-    The record has its end only once it is written.
+    The record has its end only once it is written. A complete one waits up to WAIT_S for the
+    content of the run's inputs; of any other it has what was read until then.
+
+    Args:
+        path: The file.
+        record: Of `start_record`, with all that the run has found.
+        status: running, complete, interrupted or failed.
+        results: Files in the record's folder that the same command makes again; they are hashed.
     """
-    end = {"status": status, "finished": _now()}
+    end: dict[str, Any] = {"status": status, "finished": _now()}
+    if results is not None:
+        end["results"] = file_hashes(path.parent, results)
+    if isinstance(record, Record):
+        deadline = time.monotonic() + (WAIT_S if status == "complete" else 0.0)
+        for part, read in record.inputs.items():
+            end[part] = read.completed(record[part], max(0.0, deadline - time.monotonic()))
     text = json.dumps({**record, **end}, indent=2, ensure_ascii=False) + "\n"
     # Names of files may hold bytes that are not UTF-8: as \udcXX, which JSON knows.
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
     record.update(end)
+
+
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of files in a folder, by name; None for one that cannot be read."""
+    from llm_recipes.content_digest import file_sha256
+
+    def digest(name: str) -> str | None:
+        try:
+            return file_sha256(folder / name)
+        except OSError:
+            return None
+
+    ordered = sorted(set(names))
+    with ThreadPoolExecutor(READERS) as readers:
+        return dict(zip(ordered, readers.map(digest, ordered), strict=True))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -103,37 +216,5 @@ def is_recorded(path: Path, record: Mapping[str, Any]) -> bool:
     )
 
 
-def without_secret(argument: str) -> str:
-    """The argument, or a stand-in if it is or names a secret."""
-    name, equals, value = argument.partition("=")
-    if equals and any(word == part for word in SECRET_WORDS for part in _words(name)):
-        return f"{name}=***"
-    return "***" if (value or argument).startswith(SECRET_PREFIXES) else argument
-
-
-def _words(name: str) -> list[str]:
-    spelled = name.lower().lstrip("-").replace("-", "_")
-    return [spelled, *spelled.split("_")]
-
-
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _flag(text: str | None) -> bool | None:
-    return None if text is None else text.lower() in ("1", "true", "yes")
-
-
-def _gpu_names() -> list[str]:
-    # Recipes that compute nothing need not wait seconds for torch where no driver is.
-    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_DRIVERS)):
-        return []
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

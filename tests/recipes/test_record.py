@@ -19,9 +19,9 @@ from llm_recipes.record import (
     read_record,
     record_path,
     start_record,
-    without_secret,
     write_record,
 )
+from llm_recipes.run_secrets import without_secret
 
 
 def test_environment_goes_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -42,8 +42,9 @@ def test_environment_goes_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert found["argv"] == ["x.py", "--hub-token=***", "--top-p=1", "***"]
     assert "verysecret" not in file.read_text()
     assert found == read_record(file)
-    whole = "schema recipe started finished status argv config code image host slurm model data"
-    assert set(found) == {*whole.split(), "metrics"}
+    whole = "schema recipe started finished status argv cwd launch config code image environment"
+    parts = "host slurm model adapter data outputs results deterministic metrics"
+    assert list(found) == [*whole.split(), *parts.split()]
 
 
 def test_options_that_only_sound_secret_are_kept() -> None:
@@ -85,7 +86,7 @@ def test_a_record_has_its_end_once_it_is_written(tmp_path: Path) -> None:
 
 def test_a_record_loads_no_torch_where_no_gpu_is() -> None:
     code = (
-        "import sys; from llm_recipes import record; record.GPU_DRIVERS = ()\n"
+        "import sys; from llm_recipes import record, run_environment; run_environment.GPU_DRIVERS = ()\n"
         "assert record.start_record('a/b', {}, 'a CPU')['host']['gpus'] == []\n"
         "assert 'torch' not in sys.modules"
     )
