@@ -1,7 +1,7 @@
 # Sourced inside a build: puts the locked build tools (uv, cmake, ninja …) into $tools.
 # shellcheck shell=sh
 #
-# Nothing is written to /tmp, which in a build is the host's and which other builds use at the same
+# They come from /mnt/python, as all Python packages do; there is no network. Nothing is written to /tmp, which in a build is the host's and which other builds use at the same
 # time, nor to a home folder.
 . /mnt/packages.env
 export TMPDIR=/mnt/scratch HOME=/mnt/scratch

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Install the locked Python packages into the image's Python: install-python.sh LOCK SOURCE_PACKAGES
 #
-# Runs inside a build. LOCK: requirements with hashes. SOURCE_PACKAGES: a file that names the packages
-# that exist only as source; they are built last, against what is installed by then, so that no
-# build environment of their own fetches anything that is not locked.
+# Runs inside a build and needs no network: packages.env lets pip and uv see /mnt/python alone, which
+# holds the file of each locked package (bin/_llm/images/python_files.py). LOCK: requirements with
+# hashes. SOURCE_PACKAGES: a file that names the packages that exist only as source; they are built
+# last, against what is installed by then.
 set -eu
 lock=$1 sources=$2
 . /mnt/build-tools.sh
@@ -13,10 +14,7 @@ split() { # keep the requirements that are (1) or are not (0) source packages, w
     awk -v names="$sources" -v want="$1" '
         BEGIN { n = split(names, list, " "); for (i = 1; i <= n; i++) source[list[i]] = 1 }
         /^[A-Za-z0-9]/ { name = $1; sub(/[=@\[].*/, "", name); keep = ((name in source) == want) }
-        keep || /^--/' "$lock" |
-        # ===: with a folder of wheels that has 2.13.0+cpu, `torch==2.13.0` admits that one too, and
-        # it is preferred although the lock has no hash of it.
-        sed 's/^\([A-Za-z0-9._-]*\(\[[^]]*\]\)\{0,1\}\)==\([^+ ]* \)/\1===\3/'
+        keep || /^--/' "$lock"
 }
 split 0 > /mnt/scratch/wheels.txt
 split 1 > /mnt/scratch/sources.txt

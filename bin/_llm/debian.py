@@ -8,6 +8,8 @@ certificates and keys are used and nothing of the host changes. Works as an ordi
 
 from __future__ import annotations
 
+import datetime
+import functools
 import hashlib
 import io
 import os
@@ -80,25 +82,65 @@ def archives_in(listing: str) -> tuple[Archive, ...]:
 
 
 def debian_mirrors(env: dict[str, str], configured: str = "") -> dict[str, str]:
-    """Return the mirrors to fetch from: {"main": URI, "security": URI}.
+    """Return the first mirrors to fetch from: {"main": URI, "security": URI}.
 
-    configured: the site profile's mirror, as `MAIN` or `MAIN SECURITY`; LLM_DEBIAN_MIRROR in env
-    goes before it, the host's own APT configuration is the fallback.
+    configured: the site profile's mirrors (see mirrors_of); LLM_DEBIAN_MIRROR in env goes before
+    them, the host's own APT configuration is the fallback.
     Raises LLMError where none of them names one.
     """
-    words = (env.get("LLM_DEBIAN_MIRROR") or configured).split()
-    if words:
-        return {"main": words[0].rstrip("/") + "/", "security": words[-1].rstrip("/") + "/"}
-    archives = host_archives()
-    if not archives:
+    found = mirrors_of(env, configured, "unknown")
+    if not found:
         raise LLMError(
             "no Debian mirror is known",
             "the images are made of Debian packages and this host's APT names no Debian archive",
             "set LLM_DEBIAN_MIRROR='URL-of-debian URL-of-debian-security'",
         )
-    main = archives[0].uri
+    return found[0]
+
+
+def mirrors_of(env: dict[str, str], configured: str, day: str) -> list[dict[str, str]]:
+    """Return the mirrors to ask for packages locked on a day, each as {"main": …, "security": …}.
+
+    configured: `BOTH`, `MAIN SECURITY`, or several pairs `MAIN SECURITY MAIN SECURITY …`, asked in
+    this order. A pair with `{date}` names an archive of snapshots; it is asked last, first as of
+    the day (YYYYMMDD), which is how it began, then as of the next. Where no other pair is named,
+    the host's own APT archives go before it. Empty where nothing is known.
+    Raises LLMError for an odd number of addresses.
+    """
+    words = (env.get("LLM_DEBIAN_MIRROR") or configured).split()
+    if len(words) == 1:
+        words *= 2
+    if len(words) % 2:
+        raise LLMError(f"{len(words)} Debian mirrors are no pairs", "LLM_DEBIAN_MIRROR or "
+                       "[container] debian_mirror names them: " + " ".join(words),
+                       "name two for each mirror: URL-of-debian URL-of-debian-security")
+    pairs = list(zip(words[::2], words[1::2]))
+    dated = [pair for pair in pairs if "{date}" in "".join(pair)]
+    plain = [pair for pair in pairs if pair not in dated] or list(_own_mirrors())
+    for date in _dates(day):
+        plain += [(main.replace("{date}", date), security.replace("{date}", date))
+                  for main, security in dated]
+    return [{"main": main.rstrip("/") + "/", "security": security.rstrip("/") + "/"}
+            for main, security in plain]
+
+
+@functools.lru_cache(maxsize=1)
+def _own_mirrors() -> list[tuple[str, str]]:
+    """The archives that the host's APT is configured with, as one pair; empty without."""
+    archives = host_archives()
+    if not archives:
+        return []
     security = [a.uri for a in archives if a.suite.endswith("-security")]
-    return {"main": main, "security": security[0] if security else main}
+    return [(archives[0].uri, security[0] if security else archives[0].uri)]
+
+
+def _dates(day: str) -> list[str]:
+    """A day and the next as YYYYMMDD; empty for what is no day."""
+    try:
+        first = datetime.date.fromisoformat(day)
+    except ValueError:
+        return []
+    return [f"{date:%Y%m%d}" for date in (first, first + datetime.timedelta(days=1))]
 
 
 class PrivateApt:

@@ -109,6 +109,7 @@ def make_request(
         fakeroot=setup.find_fakeroot(),
         architectures=tuple(words),
         mirror=" ".join(settings.items("container", "debian_mirror")),
+        archives=tuple(settings.items("container", "archive")),
     )
 
 

@@ -39,6 +39,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "container.variants": ("words", "LLM_VARIANTS"),
     "container.cuda_architectures": ("words", "LLM_CUDA_ARCHITECTURES"),
     "container.debian_mirror": ("words", "LLM_DEBIAN_MIRROR"),
+    "container.archive": ("paths", "LLM_ARCHIVE_DIR"),
     "container.apptainer": ("path", "LLM_APPTAINER"),
     "slurm.partition": ("text", "LLM_SLURM_PARTITION"),
     "slurm.gpu_partition": ("text", "LLM_SLURM_GPU_PARTITION"),

@@ -83,8 +83,7 @@ def test_repository_holds_what_apt_reads(tmp_path: Path) -> None:
     deb = make_deb(mirror / "pool/hello 1.deb", {"./x": b"x"})
     package = Package("hello", "1.0-1", "amd64", sha256_of(deb), deb.stat().st_size,
                       "pool/hello 1.deb", "main")
-    mirrors = {"main": f"file://{mirror}/".replace(" ", "%20")}
-    make_repository([package], mirrors, tmp_path / "cache", tmp_path / "debs")
+    make_repository([(package, deb)], tmp_path / "debs")
     index = (tmp_path / "debs/dists/bookworm/main/binary-amd64/Packages").read_text()
     assert index.startswith("Package: hello\n") and index.endswith("\n\n")
     assert f"SHA256: {package.sha256}\n" in index and " more words\n" in index
@@ -105,6 +104,7 @@ def test_mirrors_come_from_the_environment_then_the_profile_then_apt(
     archives = (Archive("http://a.invalid/debian/", "bookworm"),
                 Archive("http://s.invalid/debian-security/", "bookworm-security"))
     monkeypatch.setattr(debian, "host_archives", lambda: archives)
+    debian._own_mirrors.cache_clear()
     assert debian_mirrors({}) == {"main": "http://a.invalid/debian/",
                                   "security": "http://s.invalid/debian-security/"}
     assert debian_mirrors({}, "http://p.invalid/d")["security"] == "http://p.invalid/d/"
@@ -112,9 +112,11 @@ def test_mirrors_come_from_the_environment_then_the_profile_then_apt(
     both = debian_mirrors(env, "http://p.invalid")
     assert both == {"main": "http://x.invalid/", "security": "http://y.invalid/"}
     monkeypatch.setattr(debian, "host_archives", lambda: ())
+    debian._own_mirrors.cache_clear()
     with pytest.raises(LLMError, match="no Debian mirror is known") as raised:
         debian_mirrors({})
     assert "LLM_DEBIAN_MIRROR" in raised.value.fix and "BASE" not in raised.value.fix
+    debian._own_mirrors.cache_clear()
 
 
 def print_uris(*archives: str) -> str:

@@ -45,6 +45,14 @@ def read_apt_lock(path: Path) -> list[Package]:
     return packages
 
 
+def locked_on(path: Path) -> str:
+    """The day on which a lock was made (YYYY-MM-DD), from its first lines; "unknown" without."""
+    for line in path.read_text().splitlines()[:3] if path.exists() else []:
+        if line.startswith("# locked: "):
+            return line.removeprefix("# locked: ").strip()
+    return "unknown"
+
+
 def write_apt_lock(path: Path, packages: Iterable[Package], command: str) -> None:
     """Write a lock, in place of the old one only when it is complete."""
     lines = [f"# locked: {datetime.date.today().isoformat()}", f"# by: {command}"]

@@ -123,6 +123,13 @@ def package_environment(
     return variables
 
 
+def folder_environment(folder: str) -> dict[str, str]:
+    """Return the variables with which pip and uv know one folder of files and no network."""
+    return {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder,
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_NO_CONFIG": "1", "UV_NO_INDEX": "1",
+            "UV_FIND_LINKS": folder, "UV_OFFLINE": "1"}
+
+
 def as_shell(variables: Mapping[str, str]) -> str:
     """Return variables as shell text that exports them."""
     return "".join(f"export {name}={_quote(value)}\n" for name, value in sorted(variables.items()))

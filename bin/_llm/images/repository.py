@@ -11,24 +11,21 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from _llm.debian import Package, fetch
+from _llm.debian import Package
 from _llm.errors import LLMError
 
 SUITE = "bookworm"
 
 
-def make_repository(
-    packages: Iterable[Package], mirrors: Mapping[str, str], cache: Path, folder: Path,
-) -> None:
-    """Fill `folder` with the packages' files and the indices that APT reads."""
+def make_repository(packages: Iterable[tuple[Package, Path]], folder: Path) -> None:
+    """Fill `folder` with packages, given with their files, and the indices that APT reads."""
     pool = folder / "pool"
     pool.mkdir(parents=True)
     stanzas = []
-    for package in packages:
-        file = fetch(package, dict(mirrors), cache)
+    for package, file in packages:
         target = pool / package.file_name
         try:
             os.link(file, target)

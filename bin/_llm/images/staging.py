@@ -6,16 +6,17 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from _llm import checks
 from _llm.apptainer import has_all_capabilities
-from _llm.debian import Package
 from _llm.errors import LLMError
 from _llm.images import pip_settings
+from _llm.images.needs import Files
 from _llm.images.repository import make_repository
+from _llm.images.store import Store
 
 INSIDE = "/mnt"
 
@@ -79,32 +80,33 @@ def remove_tree(folder: Path) -> None:
 
 
 def make_staging(
-    folder: Path, containers: Path, packages: Iterable[Package], mirrors: Mapping[str, str],
-    cache: Path, env: Mapping[str, str],
+    folder: Path, containers: Path, files: Files, packages: Store, cache: Path,
 ) -> list[str]:
     """Fill a staging folder and return the `--bind` options that show it to a build as /mnt.
 
-    It gets a repository of the packages (debs/), the shared build scripts, pip's and uv's settings
-    (packages.env), the CA bundle, wheel folders of the host, uv's cache and room for temporary
-    files (scratch/).
+    It gets a repository of the Debian packages (debs/), a folder of the Python files (python/), the
+    shared build scripts, settings for pip and uv that know nothing but that folder (packages.env),
+    uv's cache and room for temporary files (scratch/). Python files are links into the archives,
+    which a build sees below archive/: CUDA's are several GB.
     """
     folder.mkdir()
     folder.chmod(0o755)
-    make_repository(packages, mirrors, cache / "debian", folder / "debs")
-    for file in containers.glob("*.sh"):
-        shutil.copy2(file, folder / file.name)
-    for file in containers.glob("*.lock"):
-        shutil.copy2(file, folder / file.name)
-    settings = pip_settings.read_pip_settings(env, Path(os.path.expanduser("~")))
+    make_repository(files.debian, folder / "debs")
+    for pattern in ("*.sh", "*.py", "*.lock"):
+        for file in containers.glob(pattern):
+            shutil.copy2(file, folder / file.name)
     binds = ["--bind", f"{folder}:{INSIDE}"]
-    for number, wheels in enumerate(pip_settings.local_folders(settings)):
-        (folder / "wheels" / str(number)).mkdir(parents=True)
-        binds += ["--bind", f"{wheels}:{INSIDE}/wheels/{number}:ro"]
-    if settings.ca_bundle:
-        shutil.copyfile(settings.ca_bundle, folder / "ca.pem")
-    environment = folder / "packages.env"
-    variables = pip_settings.package_environment(settings, INSIDE, env)
-    environment.write_text(pip_settings.as_shell(variables))
+    (folder / "python").mkdir()
+    for number, archive in enumerate(packages.folders):
+        inside = [file for file in files.python if archive in file.parents]
+        (folder / "archive" / str(number)).mkdir(parents=True)
+        if inside:
+            binds += ["--bind", f"{archive}:{INSIDE}/archive/{number}:ro"]
+        for file in inside:
+            seen_as = Path(INSIDE, "archive", str(number), file.relative_to(archive))
+            (folder / "python" / file.name).symlink_to(seen_as)
+    variables = pip_settings.folder_environment(f"{INSIDE}/python")
+    (folder / "packages.env").write_text(pip_settings.as_shell(variables))
     uv_cache = cache / "uv"
     uv_cache.mkdir(parents=True, exist_ok=True)
     for name in ("uv-cache", "scratch"):
