@@ -105,11 +105,13 @@ verify: setup ## check IMAGE's signature with KEY (PEM, certificate or PGP publi
 	@$(TOOL) verify --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY)
 
 release: setup ## VERSION's images, SBOMs, signatures, locks, checksums and manifest in one folder, OUTPUT
-	@$(TOOL) release --version $(call quoted,VERSION) --variant '$(VARIANT)' \
-	    --key $(call quoted,KEY) --signer $(call quoted,SIGNER) --output $(call quoted,OUTPUT) $(ARGS)
+	@$(TOOL) release --version $(call typed,VERSION) --variant '$(VARIANT)' \
+	    --key $(call typed,KEY) --signer $(call typed,SIGNER) --output $(call typed,OUTPUT) \
+	    --archive $(call typed,ARCHIVE) $(ARGS)
 
-import: setup ## check a release folder, FROM, and install its images
-	@$(TOOL) import --from $(call quoted,FROM) --key $(call quoted,KEY) $(ARGS)
+import: ## check a release folder, FROM, with KEY and install its images; with PREFIX= also its source
+	@$(TOOL) import --from $(call typed,FROM) --key $(call typed,KEY) --prefix $(call typed,PREFIX) \
+	    --modulepath $(call typed,MODULEPATH) --site $(call typed,SITE) $(ARGS)
 
 demo: setup ## set up, build the CPU image, then a tiny model's whole story: tune, quantize, evaluate, report
 	@$(TOOL) image build --image llm --variant cpu

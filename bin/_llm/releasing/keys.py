@@ -1,0 +1,188 @@
+"""Signatures of a release: the public key that goes along, and the signed form of the manifest.
+
+    apptainer verify --key keys/release.pem manifest.sif
+    apptainer sif dump 1 manifest.sif | cmp - manifest.json
+
+Apptainer signs image files only, so manifest and checksums are put into a small one.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from _llm import sif
+from _llm.errors import LLMError
+from _llm.releasing.files import copy_file
+from _llm.releasing.manifest import MANIFEST, SUMS
+
+GENERIC = 0x4007
+# As `apptainer sif add --datatype` numbers them; both in the group that is signed.
+PARTS = ((MANIFEST, "6", sif.JSON), (SUMS, "7", GENERIC))
+GROUP, NO_GROUP = 1, 0xF0000000
+MOST_SIGNED = 64 << 20
+
+
+def public_key(apptainer: str, key: str, signer: str) -> tuple[str, bytes]:
+    """Return file name and content of the public key that checks what key or signer sign.
+
+    key: path of a private key in PEM, "" for the PGP key whose fingerprint ends with `signer`.
+    Raises LLMError where it can't be found out.
+    """
+    if not key:
+        return "release.asc", _pgp_key(signer)
+    # An Apptainer that `make setup` unpacked brought its own.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(apptainer)])
+    program = shutil.which("openssl", path=path)
+    if not program:
+        raise LLMError("the public key of KEY is not known", "openssl would tell and is missing",
+                       "make release … ARGS='--public-key FILE'")
+    done = subprocess.run([program, "pkey", "-in", os.path.abspath(key), "-pubout"],
+                          capture_output=True, check=False)
+    if done.returncode or b"PUBLIC KEY" not in done.stdout:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise LLMError(f"{key} is no private key", said[0],
+                       "KEY= is a PEM file: openssl genpkey -algorithm ed25519 -out release.pem")
+    return "release.pem", done.stdout
+
+
+def keyring() -> Path:
+    """Where Apptainer keeps the public PGP keys of this user."""
+    folder = os.environ.get("APPTAINER_KEYSDIR") or os.path.expanduser("~/.apptainer/keys")
+    return Path(folder, "pgp-public")
+
+
+def _pgp_key(signer: str) -> bytes:
+    wanted = signer.replace(" ", "").lower().removeprefix("0x")
+    try:
+        data = keyring().read_bytes()
+        found = [key for print_, key in split_keyring(data) if wanted and print_.endswith(wanted)]
+    except (OSError, ValueError) as error:
+        raise LLMError(f"Apptainer's keyring {keyring()} can't be read", str(error),
+                       "apptainer key list") from None
+    if len(found) != 1:
+        raise LLMError(f"the public key of SIGNER={signer} is not known",
+                       f"{len(found)} keys of {keyring()} have that fingerprint",
+                       "apptainer key list, or: make release … ARGS='--public-key FILE'")
+    return armored(found[0])
+
+
+def split_keyring(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Give fingerprint and packets of each key of an OpenPGP keyring.
+
+    Raises ValueError for something else. https://www.rfc-editor.org/rfc/rfc9580, 4.2 and 5.5.4.
+    """
+    import hashlib
+
+    at, begin, name = 0, 0, ""
+    while at < len(data):
+        start, (tag, body, at) = at, _packet(data, at)
+        if tag == 6:  # a primary key begins
+            if name:
+                yield name, data[begin:start]
+            begin = start
+            if body[:1] == b"\x04":
+                name = hashlib.sha1(b"\x99" + len(body).to_bytes(2, "big") + body).hexdigest()
+            else:
+                name = hashlib.sha256(body[:1].replace(b"\x05", b"\x9a").replace(b"\x06", b"\x9b")
+                                      + len(body).to_bytes(4, "big") + body).hexdigest()
+    if name:
+        yield name, data[begin:]
+
+
+def _packet(data: bytes, at: int) -> tuple[int, bytes, int]:
+    """Return tag, body and end of the packet at a place."""
+    head = data[at]
+    if not head & 0x80:
+        raise ValueError("it is no keyring")
+    at += 1
+    if head & 0x40:
+        tag, first = head & 0x3F, data[at]
+        if first < 192:
+            size, at = first, at + 1
+        elif first < 224:
+            size, at = ((first - 192) << 8) + data[at + 1] + 192, at + 2
+        elif first == 255:
+            size, at = int.from_bytes(data[at + 1 : at + 5], "big"), at + 5
+        else:
+            raise ValueError("a packet without a length")
+    else:
+        tag, width = (head >> 2) & 0xF, 1 << (head & 3)
+        if width == 8:
+            raise ValueError("a packet without a length")
+        size, at = int.from_bytes(data[at : at + width], "big"), at + width
+    if at + size > len(data):
+        raise ValueError("it is cut off")
+    return tag, data[at : at + size], at + size
+
+
+def armored(key: bytes) -> bytes:
+    """A PGP key as text. https://www.rfc-editor.org/rfc/rfc4880, 6.1."""
+    crc = 0xB704CE
+    for byte in key:
+        crc ^= byte << 16
+        for _ in range(8):
+            crc = (crc << 1) ^ (0x1864CFB if crc & 0x800000 else 0)
+    text = base64.b64encode(key).decode()
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    check = base64.b64encode((crc & 0xFFFFFF).to_bytes(3, "big")).decode()
+    name = "PGP PUBLIC KEY BLOCK"
+    return "\n".join([f"-----BEGIN {name}-----", "", *lines, f"={check}", f"-----END {name}-----",
+                      ""]).encode()
+
+
+def make_signed(apptainer: str, folder: Path, target: Path, key: str, signer: str) -> None:
+    """Put manifest and checksums of `folder` into the small image file `target`, and sign it."""
+    from _llm.signing.sign import sign_image
+
+    run(apptainer, "sif", "new", str(target))
+    for name, kind, _ in PARTS:
+        run(apptainer, "sif", "add", "--datatype", kind, "--groupid", str(GROUP),
+            "--filename", name, str(target), str(folder / name))
+    sign_image(apptainer, target, key, signer)
+    target.chmod(0o644)
+
+
+def check_signed(
+    apptainer: str, path: Path, contents: tuple[bytes, bytes], keys: Sequence[str],
+) -> str:
+    """Return who signed manifest and checksums. contents: what they hold.
+
+    Raises LLMError where `path` is not signed with one of the keys, or signs something else.
+    """
+    from _llm.signing.check import check_signature
+
+    with tempfile.TemporaryDirectory(prefix="llm-import-") as work:
+        # What is checked can't be changed meanwhile: nobody else writes here.
+        own = Path(work, "manifest.sif")
+        if os.lstat(path).st_size > MOST_SIGNED:
+            raise LLMError(f"{path.name} is no signed manifest", "it is too big", "copy it again")
+        copy_file(path, own)
+        try:
+            items = [item for item in sif.read_objects(str(own)) if item.type != sif.SIGNATURE]
+            found = [(item.name, item.type, item.group, sif.read_object(str(own), item))
+                     for item in items]
+        except sif.DamagedError as error:
+            raise LLMError(f"{path.name} is no signed manifest", str(error),
+                           "copy it again") from None
+        wanted = [(name, kind, GROUP | NO_GROUP, content)
+                  for (name, _, kind), content in zip(PARTS, contents)]
+        signed_by = str(check_signature(apptainer, str(own), keys))
+        if found != wanted:
+            raise LLMError(f"{path.name} signs another manifest",
+                           f"{MANIFEST} or {SUMS} was changed after it was signed",
+                           "copy the release again from whom it came")
+    return signed_by
+
+
+def run(*command: str) -> None:
+    """Run a program. Raises LLMError with its last words where it fails."""
+    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise LLMError(f"{' '.join(command[:3])} failed", said[-1], f"{command[0]} version")

@@ -1,0 +1,239 @@
+"""`make release`: the same bytes twice, complete or not at all, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from made import HOSTILE, git, make, make_checkout, make_images, make_plan, write_sif
+
+from _llm.errors import LLMError
+from _llm.releasing import files, keys, release, source
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / HOSTILE).mkdir()
+    folder, manifest = make(tmp_path / HOSTILE)
+    assert folder.name == "llm-recipes-1.2.0" and set(tree(folder)) == {
+        "manifest.json", "SHA256SUMS", "llm-recipes-1.2.0.tar",
+        "containers/base/apt.lock", "containers/base/image.def",
+        "images/base-0123456789ab.sif", "images/base-0123456789ab.sbom.cdx.json",
+        "images/llm-cpu-ba9876543210.sif", "images/llm-cpu-ba9876543210.sbom.cdx.json"}
+    assert manifest.day == "2026-01-01" and not manifest.dirty and len(manifest.commit) == 40
+    assert list(manifest.locks) == ["containers/base/apt.lock"]
+    assert [image.label for image in manifest.images] == ["base", "llm-cpu"]
+    assert {image.architecture for image in manifest.images} == {"amd64"}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    done = subprocess.run(["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"], cwd=folder,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == done.stderr == ""
+
+
+def test_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = make(tmp_path / "a")
+    old = os.umask(0o077)
+    try:
+        second, _ = make(tmp_path / "another folder")
+    finally:
+        os.umask(old)
+    assert tree(first) == tree(second)
+    modes = [{str(p.relative_to(f)): (p.stat().st_mode, int(p.stat().st_mtime) if p.suffix == ".tar"
+              else 0) for p in f.rglob("*")} for f in (first, second)]
+    assert modes[0] == modes[1]
+
+
+def test_the_source_is_that_of_the_commit(tmp_path: Path) -> None:
+    folder, manifest = make(tmp_path)
+    with tarfile.open(folder / manifest.source) as tar:
+        names = tar.getnames()
+        assert {member.mtime for member in tar} == {1767268800}
+        assert {(member.uid, member.gname) for member in tar} == {(0, "")}
+    assert names[0] == "llm-recipes-1.2.0/.commit" and names[1:] == sorted(names[1:])
+    out = tmp_path / "unpacked"
+    assert source.tar_faults(folder / manifest.source, "llm-recipes-1.2.0") == []
+    source.unpack(folder / manifest.source, out)
+    top = out / "llm-recipes-1.2.0"
+    assert (top / ".commit").read_text() == manifest.commit + "\n"
+    assert os.readlink(top / "bin/llm-run") == "_llm/tool.sh"
+    assert (top / "recipes/ü recipe.py").read_text() == "x = 1\n"
+    assert os.access(top / "bin/_llm/tool.sh", os.X_OK)
+    assert not os.access(top / "containers/base/apt.lock", os.X_OK)
+
+
+def test_a_changed_tree_is_known_by_every_kind_of_change(tmp_path: Path) -> None:
+    home = make_checkout(tmp_path / "c")
+    assert source.read_source(home, 0).changes == ()
+    assert release.tree_faults(source.read_source(home, 0), "1.2.0", False) == []
+    (home / "new.py").write_text("")
+    (home / "bin/_llm/tool.sh").write_text("changed")
+    (home / "containers/base/image.def").unlink()
+    found = source.read_source(home, 0)
+    assert set(found.changes) == {"new.py", "bin/_llm/tool.sh", "containers/base/image.def"}
+    assert "new.py" in found.files and "containers/base/image.def" not in found.files
+    (home / "build").mkdir()
+    (home / "build/big").write_text("ignored by git")
+    (home / "llm-recipes-1.0.0/images").mkdir(parents=True)
+    (home / "llm-recipes-1.0.0/images/x.sif").write_text("a release that was made here")
+    again = source.read_source(home, 0)
+    assert again == found
+
+
+def test_a_dirty_release_says_so(tmp_path: Path) -> None:
+    home = make_checkout(tmp_path / "checkout")
+    (home / "new.py").write_text("")
+    folder, manifest = make(tmp_path)
+    assert manifest.dirty
+    source.unpack(folder / manifest.source, tmp_path / "u")
+    assert (tmp_path / "u/llm-recipes-1.2.0/.commit").read_text().endswith(" changed\n")
+
+
+def test_a_source_without_git_is_released_as_changed(tmp_path: Path) -> None:
+    folder, manifest = make(tmp_path)
+    source.unpack(folder / manifest.source, tmp_path / "u")
+    home = tmp_path / "u/llm-recipes-1.2.0"
+    for made_there in (".tools/x", "build/y", "bin/__pycache__/z.pyc", "images/i", "sites/local/l"):
+        (home / made_there).parent.mkdir(parents=True, exist_ok=True)
+        (home / made_there).write_text("")
+    found = source.read_source(home, 7)
+    assert found.commit == manifest.commit and found.changes and found.epoch == 7
+    assert found.files == source.read_source(tmp_path / "checkout", 0).files
+
+
+def test_tags(tmp_path: Path) -> None:
+    home = make_checkout(tmp_path / "c")
+    head = git(home, "rev-parse", "HEAD")
+    assert source.tag_faults(home, "1.2.0", head) == []
+    git(home, "tag", "-a", "-m", "x", "v1.2.0")
+    assert source.tag_faults(home, "1.2.0", head) == []
+    (home / "y").write_text("")
+    git(home, "add", "y")
+    git(home, "commit", "-qm", "more")
+    head = git(home, "rev-parse", "HEAD")
+    assert [e.what for e in source.tag_faults(home, "1.2.0", head)] == [
+        "the tag v1.2.0 names another commit"]
+    assert source.tag_faults(home, "1.2.1", head) == []
+
+
+def test_git_that_fails_is_a_short_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_checkout(tmp_path / "c")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert source.read_source(home, 0).commit
+    shutil.rmtree(home / ".git/objects")
+    with pytest.raises(LLMError, match="git can't read"):
+        source.read_source(home, 0)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    folder, _ = make(tmp_path)
+    before = tree(folder)
+    with pytest.raises(LLMError, match="is there already"):
+        make(tmp_path)
+    assert tree(folder) == before and len(list(folder.parent.iterdir())) == 1
+
+
+def test_what_an_interrupted_one_left_does_no_harm(tmp_path: Path) -> None:
+    part = tmp_path / "out/.llm-recipes-1.2.0.part"
+    (part / "images").mkdir(parents=True)
+    (part / "images/base-0123456789ab.sif").write_text("half")
+    (part / "a link").symlink_to(tmp_path)
+    folder, _ = make(tmp_path)
+    assert not part.exists() and "a link" not in tree(folder)
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    plan.output.mkdir()
+    part = plan.output / f".{plan.folder.name}.part"
+    with release.own_folder(part):
+        (part / "mine").write_text("")
+        with pytest.raises(LLMError, match="is in use"):
+            release.make_release(plan)
+        assert (part / "mine").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+def test_an_interruption_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException,
+) -> None:
+    def stop(*_: object) -> None:
+        raise error
+
+    plan = make_plan(tmp_path)
+    monkeypatch.setattr(release.sif, "payload_digest", stop)
+    expected = KeyboardInterrupt if error is KeyboardInterrupt else LLMError
+    with pytest.raises(expected) as raised, files.explain_full(plan.output, "elsewhere"):
+        release.make_release(plan)
+    assert list(plan.output.iterdir()) == []
+    assert "interrupt" in repr(raised.value).lower() or "no room left" in str(raised.value)
+
+
+def test_the_user_s_images_stay_as_they_are(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    before = [(one.path.read_bytes(), one.path.stat().st_mode) for one in images]
+    folder, _ = make(tmp_path)
+    assert [(one.path.read_bytes(), one.path.stat().st_mode) for one in images] == before
+    linked = folder / "images" / images[0].path.name
+    assert linked.read_bytes() == before[0][0]
+
+
+def test_images_without_sbom_are_all_named(tmp_path: Path) -> None:
+    images = make_images(tmp_path)
+    assert release.without_sbom(images) == []
+    write_sif(images[0].path, b"hsqs", sbom=None)
+    images[1].path.write_bytes(images[1].path.read_bytes()[:-9])
+    found = release.without_sbom(images)
+    assert "has no SBOM" in found[0].what and "make image IMAGE=base" in found[0].fix
+    assert "is damaged" in found[1].what and "VARIANT=cpu" in found[1].fix
+
+
+def test_archive(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    (archive / "sha256/ab").mkdir(parents=True)
+    (archive / "sha256/ab/file").write_text("x")
+    (archive / ".lock").write_text("")
+    folder, manifest = make(tmp_path, archive=archive)
+    assert manifest.archive == "archive" and "archive/sha256/ab/file" in manifest.files
+    assert "archive/.lock" not in manifest.files
+    (archive / "out").symlink_to("/etc/passwd")
+    with pytest.raises(LLMError, match="can't be released"):
+        release.archive_files(archive)
+
+
+def test_room_is_looked_at_before(tmp_path: Path) -> None:
+    with pytest.raises(LLMError, match="are needed"):
+        files.check_room(tmp_path / "not/there", 1 << 60, "elsewhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_public_key_of_a_private_one(tmp_path: Path) -> None:
+    key = tmp_path / "k ey.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True,
+                   capture_output=True)
+    name, data = keys.public_key("", str(key), "")
+    assert name == "release.pem" and data.startswith(b"-----BEGIN PUBLIC KEY-----")
+    key.write_text("no key")
+    with pytest.raises(LLMError, match="is no private key"):
+        keys.public_key("", str(key), "")
+
+
+def test_a_keyring_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPTAINER_KEYSDIR", str(tmp_path))
+    with pytest.raises(LLMError, match="can't be read"):
+        keys.public_key("", "", "ABCD")
+    for data in (b"text", b"\x98", b"\xc6\xff\x00\x00\x00\x09short", b"\x99\x00\x09short"):
+        (tmp_path / "pgp-public").write_bytes(data)
+        with pytest.raises(LLMError, match="can't be read"):
+            keys.public_key("", "", "ABCD")
+    (tmp_path / "pgp-public").write_bytes(b"")
+    with pytest.raises(LLMError, match="is not known"):
+        keys.public_key("", "", "ABCD")
