@@ -1,0 +1,87 @@
+"""Compile Python files of an image: the same bytes on every machine, never checked against file times.
+
+    env -i PYTHONHASHSEED=0 python3 -S -s -B compile_bytecode.py [--below TREE] FOLDER...
+
+Bytecode that exists there already is made anew. --below: the folders lie in TREE, and the bytecode
+names files without it.
+
+What marshal writes depends on how often a string or a number is in use in the process that compiles
+(a reference is marked only if there is a second one, https://github.com/python/cpython/issues/78274),
+and so on what that process has compiled before. Therefore the files of each folder are compiled by a
+process of their own that begins as all the others did, however many run at the same time.
+
+File times are set when an image is packed, so bytecode that is checked against them would be
+invalid, and each start on the read-only image would compile it again.
+"""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import shutil
+import sys
+import traceback
+import warnings
+
+
+def folders_below(top: str) -> list[str]:
+    """Folders with Python files, sorted; their old bytecode is removed on the way."""
+    found = []
+    for folder, folders, files in os.walk(top):
+        if "__pycache__" in folders:
+            shutil.rmtree(os.path.join(folder, "__pycache__"))
+            folders.remove("__pycache__")
+        if any(name.endswith(".py") for name in files):
+            found.append(folder)
+    return sorted(found)
+
+
+def compile_folder(folder: str, below: str) -> None:
+    """Compile the files of one folder; those that are no Python (templates, other versions) stay."""
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not name.endswith(".py") or os.path.islink(path) or not os.path.isfile(path):
+            continue
+        inside = "/" + os.path.relpath(path, below)
+        try:
+            py_compile.compile(path, dfile=inside, doraise=True, optimize=0, quiet=2,
+                               invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        except (py_compile.PyCompileError, ValueError, RecursionError, UnicodeError):
+            continue
+
+
+def compile_all(folders: list[str], below: str, processes: int) -> bool:
+    """Compile each folder in a process of its own, `processes` at a time; say whether all went well."""
+    running, well = 0, True
+    for folder in [*folders, *[""] * processes]:
+        if running == processes or not folder:
+            if not running:
+                break
+            well = os.wait()[1] == 0 and well
+            running -= 1
+        if folder:
+            running += 1
+            if os.fork() == 0:
+                status = 1
+                try:
+                    compile_folder(folder, below)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(status)
+    return well
+
+
+def main(arguments: list[str]) -> int:
+    """Compile what the command line names."""
+    below = "/"
+    if arguments[:1] == ["--below"]:
+        below, arguments = arguments[1], arguments[2:]
+    warnings.simplefilter("ignore")
+    folders = [folder for top in arguments for folder in folders_below(top)]
+    return 0 if compile_all(folders, below, len(os.sched_getaffinity(0))) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
