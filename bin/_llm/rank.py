@@ -103,6 +103,11 @@ def plan_rank(options: Options, settings: Settings, env: Mapping[str, str], home
         raise ConfigurationError(errors)
 
     digest = cached_digest(image.path, cache, local)
+    if settings.get("container", "require") != "none":
+        from _llm.signing.require import check_required
+
+        program = apptainer.path
+        check_required(settings, image.path, lambda: program, cache, local)
     resident = options.requeue and options.role == "rank"
     path = runnable_path(image, apptainer, local, notices, outlives_signals=resident)
     start = [apptainer.path, "-q", "exec", *apptainer.exec_flags]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # section.key -> (kind, environment variable). Kinds: text; path (absolute); paths (one a line, in
 # the environment separated by ":"); binds (separated by line breaks or commas); words (by spaces or
-# commas); count (an integer from 0); image (a name or a path); patterns (words, * for anything).
+# commas); count (an integer from 0); image (a name or a path); patterns (words, * for anything);
+# requirement (words of REQUIREMENTS); digests (sha256:... or paths of files with them, one a line).
 KEYS: dict[str, tuple[str, str]] = {
     "paths.cache": ("path", "LLM_CACHE_DIR"),
     "paths.data": ("path", "LLM_DATA_DIR"),
@@ -41,6 +42,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "container.debian_mirror": ("words", "LLM_DEBIAN_MIRROR"),
     "container.archive": ("paths", "LLM_ARCHIVE_DIR"),
     "container.apptainer": ("path", "LLM_APPTAINER"),
+    "container.require": ("requirement", "LLM_REQUIRE"),
+    "container.keys": ("paths", ""),
+    "container.digests": ("digests", ""),
     "slurm.partition": ("text", "LLM_SLURM_PARTITION"),
     "slurm.gpu_partition": ("text", "LLM_SLURM_GPU_PARTITION"),
     "slurm.account": ("text", "LLM_SLURM_ACCOUNT"),
@@ -56,6 +60,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "modules.names": ("words", "LLM_MODULES"),
 }
 VARIANTS = ("cpu", "cuda12", "cuda13")
+REQUIRE = "container.require"
 
 
 class Settings:
@@ -188,6 +193,9 @@ def _resolve(
             text, origin = env[variable], f"environment variable {variable}"
         else:
             (text, origin), expand = raw.get(name, ("", "default")), True
+        if name == REQUIRE and env.get(variable):
+            # It adds to what the site wants: nobody takes that away by a forgotten variable.
+            text, origin = _together(*raw.get(name, ("", "default")), text, origin)
         try:
             if expand:
                 text = expand_value(text, env, values)
@@ -198,3 +206,9 @@ def _resolve(
             faults.append(f"{origin}: {name}: {error}")
             values[name] = ("", origin)
     return values
+
+
+def _together(profile: str, where: str, text: str, origin: str) -> tuple[str, str]:
+    """Return the site's requirement and that of the environment as one, and where it is from."""
+    both = not where.startswith("default")
+    return f"{profile} {text}", f"{where}; {origin}" if both else origin

@@ -11,7 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-PATH_KINDS = ("path", "paths", "binds", "image")
+PATH_KINDS = ("path", "paths", "binds", "image", "digests")
+# What a site can demand of an image before a program is started in it.
+REQUIREMENTS = ("none", "signature", "digest")
 
 
 def split_words(text: str) -> list[str]:
@@ -60,6 +62,8 @@ def normalize(kind: str, text: str, env: Mapping[str, str], written_in_file: boo
     text = text.strip() if written_in_file or kind not in PATH_KINDS else text
     if kind in ("words", "patterns"):
         return "\n".join(split_words(text))
+    if kind == "requirement":
+        return _requirement(split_words(text))
     if kind == "count" and text and not (text.isascii() and text.isdigit()):
         raise ValueError(f"'{text}' is no number from 0")
     if kind not in PATH_KINDS or not text:
@@ -67,15 +71,35 @@ def normalize(kind: str, text: str, env: Mapping[str, str], written_in_file: boo
     items = [text]
     if kind == "binds":
         items = text.replace(",", "\n").split("\n")
+    elif kind == "digests":
+        items = text.split("\n")
     elif kind == "paths":
         items = text.split("\n") if written_in_file else text.split(":")
     items = [_expand_user(item.strip() if written_in_file else item, env) for item in items if item]
+    if kind == "digests":
+        return "\n".join(_digest_or_path(item) for item in items)
     if kind in ("path", "paths"):
         if written_in_file and not all(item.startswith("/") for item in items):
             wrong = next(item for item in items if not item.startswith("/"))
             raise ValueError(f"'{wrong}' is no absolute path")
         items = [os.path.abspath(item) for item in items]
     return "\n".join(items)
+
+
+def _requirement(words: list[str]) -> str:
+    for word in words:
+        if word not in REQUIREMENTS:
+            raise ValueError(f"'{word}' is no requirement" + hint(word, REQUIREMENTS))
+    return "\n".join(dict.fromkeys(word for word in words if word != "none")) or "none"
+
+
+def _digest_or_path(item: str) -> str:
+    if item.startswith("/"):
+        return os.path.abspath(item)
+    algorithm, _, digits = item.partition(":")
+    if algorithm != "sha256" or len(digits) != 64 or digits.strip("0123456789abcdef"):
+        raise ValueError(f"'{item}' is neither sha256: with 64 digits nor an absolute path")
+    return item
 
 
 def _expand_user(path: str, env: Mapping[str, str]) -> str:
