@@ -45,7 +45,8 @@ def make_digits(
         tiny_seed: Its seed.
         overwrite: Replace what this recipe made there before.
     """
-    made_with = {k: v for k, v in locals().items() if k not in ("output", "overwrite")}
+    settings = dict(locals())
+    made_with = {k: v for k, v in settings.items() if k not in ("output", "overwrite")}
     folder = output.expanduser().absolute()
     raise_all(_option_faults(made_with))
     if _is_there(folder, made_with):
@@ -53,14 +54,14 @@ def make_digits(
         return
     check_output(folder, RECIPE, overwrite)
     texts = _draw(made_with)
-    record = start_record(RECIPE, {"output": folder, **made_with}, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
     with new_folder(folder) as staging:
         for name, text in texts.items():
             write_text(staging / name, text)
         record["made_with"] = made_with
         record["data"] = {"path": str(folder / TRAIN), "rows": train}
         record["metrics"] = {"files": [TRAIN, TEST], "digests": file_digests(staging)}
-        write_record(staging / RECORD, record, "complete")
+        write_record(staging / RECORD, record, "complete", results=texts)
     say(f"{train} items in {folder / TRAIN}, {test} others in {folder / TEST}")
 
 

@@ -91,19 +91,25 @@ def prepare_data(
     raise_all(option_faults(options) + prompts_faults(options, prompts))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # for a job's log
     from llm_recipes.prepared_data import cache_folder, prepare
-    from llm_recipes.record import start_record
+    from llm_recipes.record import add_input, start_record
     from llm_recipes.tokenizer_folder import load_tokenizer
 
     # The record asks torch about GPUs, and torch takes seconds to load.
-    record = None if output is None else start_record(RECIPE, settings, "cpu")
+    record = None
+    if output is not None:
+        record = start_record(RECIPE, settings, "cpu", ("output", "prompts"), deterministic=True)
     folder, tokenizer = load_tokenizer(model)
+    if record is not None:
+        add_input(record, "model", folder)
+        add_input(record, "data", data)
     prepared = prepare(options, tokenizer, folder, cache_folder(), say)
     describe(prepared, options)
     show_example(prepared, tokenizer)
     if prompts is not None:
         write_prompts(prompts.expanduser(), prepared, options)
     if output is not None and record is not None:
-        write_summary(output.expanduser(), prepared, options, record)
+        written = None if prompts is None else prompts.expanduser()
+        write_summary(output.expanduser(), prepared, options, record, written)
 
 
 def prompts_faults(options: DataOptions, prompts: Path | None) -> list[LLMError]:
@@ -199,9 +205,13 @@ def prompt_line(example: Example) -> str:
 
 
 def write_summary(
-    folder: Path, prepared: PreparedData, options: DataOptions, record: dict[str, Any]
+    folder: Path,
+    prepared: PreparedData,
+    options: DataOptions,
+    record: dict[str, Any],
+    prompts: Path | None,
 ) -> None:
-    """Write the picture of lengths, the counts, and the run's record."""
+    """Write the picture of lengths, the counts, and the run's record. prompts: written before."""
     from llm_recipes.files import write_fault, write_text
     from llm_recipes.length_plot import draw_lengths
     from llm_recipes.prepared_data import example_lengths
@@ -217,7 +227,9 @@ def write_summary(
     write_text(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
     record["data"] = {"path": options.path, "digest": facts["digest"], "rows": facts["examples"]}
     record["metrics"] = prepared.facts
-    write_record(folder / "run.json", record, "complete")
+    names = ["lengths.png", "summary.json"]
+    names += [] if prompts is None else [os.path.relpath(prompts, folder)]
+    write_record(folder / "run.json", record, "complete", results=names)
     print(f"\nlengths.png and summary.json in {folder}")
 
 

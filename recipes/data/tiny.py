@@ -28,7 +28,7 @@ from llm_recipes.record import read_record, start_record, write_record
 from llm_recipes.tiny_models import Architecture, Shape, model_config, shape_faults
 
 RECIPE = "data/tiny"
-RECORD = "run.json"
+RECORD, METRICS = "run.json", "metrics.jsonl"
 SYNTHETIC_DOCUMENTS_FOR_TOKENIZER = 4000
 SHOWN_PROMPT = "My favourite condiment is"
 
@@ -76,6 +76,7 @@ def make_tiny_model(
         threads: CPU threads; another number may give other last digits
         overwrite: replace a tiny model that was made with other settings
     """
+    options = dict(locals())
     shape = Shape(
         hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size, context_length
     )
@@ -86,12 +87,14 @@ def make_tiny_model(
         print(f"nothing to do: {folder} is this model already")
         return
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # for a job's log
-    record = start_record(RECIPE, {"output": folder, **asdict(settings)}, "cpu")
+    record = start_record(RECIPE, options, "cpu", deterministic=True)
+    record["made_with"] = asdict(settings)
     with new_folder(folder) as staging:
         _make(staging, settings, record)
         record["model"]["files"] = file_digests(staging)
         record["model"]["path"] = str(folder)
-        write_record(staging / RECORD, record, "complete")
+        names = [name for name in record["model"]["files"] if name != METRICS]
+        write_record(staging / RECORD, record, "complete", results=names)
     print(f"model in {folder}")
 
 
@@ -136,7 +139,7 @@ def _make(folder: Path, settings: Settings, record: dict[str, Any]) -> None:
         metrics["sums_right"] = tiny_training.sums_right(model, tokenizer)
         metrics["questions_right"] = tiny_training.questions_right(model, tokenizer)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text(folder / "metrics.jsonl", lines)
+        write_text(folder / METRICS, lines)
     model.save_pretrained(folder)
     tiny_tokenizer.save_tokenizer(tokenizer, pieces, folder)
     _print_metrics(metrics, tiny_training.complete(model, tokenizer, [SHOWN_PROMPT], 24)[0])
@@ -220,11 +223,13 @@ def _is_there(folder: Path, settings: Settings, overwrite: bool) -> bool:
     if not present:
         return False
     record = read_record(folder / RECORD) or {}
-    config, made = record.get("config", {}), record.get("model", {}).get("files")
-    if record.get("recipe") != RECIPE or made is None or "shape" not in config:
+    # Older records have it among the configuration.
+    made_with = record.get("made_with") or record.get("config", {})
+    made = record.get("model", {}).get("files")
+    if record.get("recipe") != RECIPE or made is None or "shape" not in made_with:
         why = "it holds something else, which --overwrite doesn't replace either"
         raise LLMError(f"{folder} is no tiny model", why, "choose another --output")
-    wanted, there = _flat(asdict(settings)), _flat(config)
+    wanted, there = _flat(asdict(settings)), _flat(made_with)
     differs = [f"{k} {there.get(k)}, now {v}" for k, v in wanted.items() if there.get(k) != v]
     digests = file_digests(folder)
     changed = [name for name in made if digests.get(name) != made[name]]

@@ -249,11 +249,13 @@ def write(settings: Mapping[str, Any], found: Found, output: Path) -> None:
     The record comes first and says so: if the disk is full, the folder is still a comparison's.
     """
     from llm_recipes.evaluation.comparison_report import as_metrics, write_comparison
+    from llm_recipes.evaluation.run import SCORES
     from llm_recipes.files import write_fault
-    from llm_recipes.record import start_record, write_record
+    from llm_recipes.record import add_input, start_record, write_record
 
-    config = dict(settings) | {"run": [str(run.folder) for run in found.runs.values()]}
-    record = start_record(RECIPE, config, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
+    folders = [run.folder for run in found.runs.values()]
+    add_input(record, "data", [folder / SCORES for folder in folders], list(map(str, folders)))
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -261,7 +263,8 @@ def write(settings: Mapping[str, Any], found: Found, output: Path) -> None:
     write_record(output / RECORD, record, "running")
     written = write_comparison(found, output)
     record["metrics"] = as_metrics(found)
-    write_record(output / RECORD, record, "complete")
+    names = [path.name for path in written]
+    write_record(output / RECORD, record, "complete", results=names)
     say(f"written: {', '.join(str(path) for path in written)}")
 
 

@@ -72,7 +72,8 @@ class Job:
 @dataclass(frozen=True)
 class Opened:
     """A loaded model. lm: lm-eval's; answer: requests of a task; engine: its name and version;
-    described: for the record; peaks: the most memory that was in use so far.
+    described: for the record; repeatable: the same requests get the same bytes; peaks: the most
+    memory that was in use so far.
     """
 
     lm: Any
@@ -81,6 +82,7 @@ class Opened:
     described: dict[str, Any]
     metrics: dict[str, Any]
     device: str
+    repeatable: bool
     peaks: Callable[[], dict[str, int]]
 
 
@@ -195,10 +197,14 @@ def run(settings: dict[str, Any], ranks: Ranks) -> int:
             return 0
         ranks.first_does(lambda: check_output_free(output, RECIPE, depends, settings["overwrite"]))
     manager, loaded = ranks.together(lambda: load(job))
-    from llm_recipes.record import start_record
+    from llm_recipes.record import add_input, start_record
 
-    own = [str(path) for path in settings["include"] or ()]
-    record = start_record(RECIPE, {**settings, "include": own}, "")
+    record = start_record(RECIPE, settings, "", ("output", "cache"))
+    if output is not None:
+        gguf = is_gguf(settings["model"])
+        shards = list(job.source.shards) if gguf else [job.source.path]
+        add_input(record, "model", shards if len(shards) > 1 else shards[0])
+        add_input(record, "adapter", job.adapter)
     record["made_with"] = depends
     ending = "failed"
     try:
@@ -301,6 +307,7 @@ def measure(
     with opening(job) as opened:
         record["host"]["device"] = opened.device
         record["model"] = opened.described
+        record["deterministic"] = opened.repeatable
         folder = o["cache"].expanduser().absolute() if o["cache"] else user_cache("evaluations")
         kept = KeptResponses(folder if o["keep_answers"] else None, answers_key(job, opened))
         versions = {task.task_name: task.VERSION for task in leaf_tasks(loaded)}
@@ -352,7 +359,7 @@ def opened_gguf(job: Job) -> Iterator[Opened]:
 
     from llm_recipes.device import peak_memory_bytes
     from llm_recipes.gguf.harness_opening import open_lm
-    from llm_recipes.gguf.session import describe_model, device_names
+    from llm_recipes.gguf.session import describe_model, device_names, gpus_of
     from llm_recipes.gguf.tuning import llama_version
 
     options = {name: job.settings[name] for name in OPENING}
@@ -370,6 +377,7 @@ def opened_gguf(job: Job) -> Iterator[Opened]:
             describe_model(lm.model),
             metrics,
             device_names(job.settings["gpu_layers"]),
+            not gpus_of(job.settings["gpu_layers"]),
             peaks=lambda: peak_memory_bytes(torch.device("cpu")),
         )
 
@@ -422,6 +430,7 @@ def opened_transformers(job: Job) -> Iterator[Opened]:
         described,
         metrics,
         devices.device_name(where),
+        devices.is_repeatable(where, precision),
         peaks=lambda: devices.peak_memory_bytes(where),
     )
 

@@ -203,9 +203,10 @@ def evaluate(
         say(f"nothing to do: {output} has all {len(asked):,} answers and their scores")
         print(table)
         return judged_answers(output / ANSWERS, asked)
-    run = qa_folder.begun(output, RECIPE, settings, model.device, made_with, found)
+    known = model.is_repeatable(), model.inputs()
+    run = qa_folder.begun(output, RECIPE, settings, model.device, made_with, found, *known)
     with run as record:
-        answered = ask_all(model, asked, output / ANSWERS, RECIPE, settings["overwrite"])
+        answered = ask_all(model, asked, output / ANSWERS, RECIPE, settings["overwrite"], settings)
         print(qa_folder.finish(output, record, found, answered))
     return answered.judged
 
@@ -228,7 +229,9 @@ def score_predictions(
     output = Path(settings["output"]).expanduser()
     own = {"predictions": digest(list(given.items()))}
     made_with = qa_folder.evaluated_with(own, settings, found, asked)
-    with qa_folder.begun(output, RECIPE, settings, "", made_with, found) as record:
+    inputs = {"answers": settings["predictions"]}
+    run = qa_folder.begun(output, RECIPE, settings, "", made_with, found, True, inputs)
+    with run as record:
         print(qa_folder.finish(output, record, found, answered))
     return answered.judged
 

@@ -45,7 +45,7 @@ def report(
         sid: Items whose answers are shown instead: their ids, or numbers from 0 such as 100 or 3-7;
             repeat the option.
     """
-    settings = {**locals(), "run": [str(path) for path in run]}
+    settings = dict(locals())
     from llm_recipes.evaluation.report.collect import collect
     from llm_recipes.evaluation.report.sections import make_report
     from llm_recipes.output_folder import check_output_folder
@@ -68,12 +68,21 @@ def report(
     for note in notes:
         say(f"left out: {note}")
     made = make_report(title, runs, notes, folder, items, sid or [])
-    write(folder, settings, made, {"runs": len(runs), "left_out": len(notes)})
+    files = [one.file for one in runs]
+    write(folder, settings, files, made, {"runs": len(runs), "left_out": len(notes)})
     print(folder / "report.html")
 
 
-def write(folder: Path, settings: dict[str, Any], made: Report, counts: dict[str, int]) -> None:
+def write(
+    folder: Path,
+    settings: dict[str, Any],
+    files: list[Path],
+    made: Report,
+    counts: dict[str, int],
+) -> None:
     """Write the record, which says whose folder it is, both files, and the record's end.
+
+    files: the records that the report is of.
 
     Raises:
         LLMError: If the folder can't be written.
@@ -81,9 +90,10 @@ def write(folder: Path, settings: dict[str, Any], made: Report, counts: dict[str
     from llm_recipes.evaluation.report.html import html
     from llm_recipes.evaluation.report.markdown import markdown
     from llm_recipes.files import write_fault, write_text
-    from llm_recipes.record import start_record, write_record
+    from llm_recipes.record import add_input, start_record, write_record
 
-    record = start_record(RECIPE, settings, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
+    add_input(record, "data", files)
     record["metrics"] = counts
     texts = {"report.html": html(made), "report.md": markdown(made)}
     try:
@@ -101,7 +111,8 @@ def write(folder: Path, settings: dict[str, Any], made: Report, counts: dict[str
         raise
     finally:
         try:
-            write_record(folder / RECORD, record, status)
+            names = texts if status == "complete" else ()
+            write_record(folder / RECORD, record, status, results=names)
         except LLMError as fault:  # it must not hide what ended the run
             say(str(fault))
 

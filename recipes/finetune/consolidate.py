@@ -20,7 +20,7 @@ from typing import Literal
 from llm_recipes.cli import run_recipe
 from llm_recipes.folders import new_folder
 from llm_recipes.made_folder import RECORD, check_output, folder_files, made_again
-from llm_recipes.record import start_record, write_record
+from llm_recipes.record import add_input, start_record, write_record
 from llm_recipes.say import say
 
 RECIPE = "finetune/consolidate"
@@ -63,14 +63,15 @@ def consolidate_checkpoint(
         say(f"nothing to do: {folder} is made of this checkpoint already")
         return
     check_output(folder, RECIPE, overwrite)
-    record = start_record(RECIPE, settings, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
+    add_input(record, "model", source.checkpoint.weights, str(checkpoint))
     record["made_with"] = made_with
     with new_folder(folder) as staging:
         facts = write_source(source, staging, dtype, shard_bytes, base_folder, say)
         seconds = time.monotonic() - start
         record["model"] = {"path": str(folder), **facts}
         record["metrics"] = {"consolidate_s": round(seconds, 1), "files": folder_files(staging)}
-        write_record(staging / RECORD, record, "complete")
+        write_record(staging / RECORD, record, "complete", results=record["metrics"]["files"])
     kind = "adapter" if facts["adapter"] else "model"
     print(f"{kind} in {folder} ({facts['bytes'] / 1e9:.3g} GB, {facts['dtype']}, {seconds:.0f} s)")
 

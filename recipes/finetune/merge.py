@@ -25,7 +25,7 @@ from llm_recipes.made_folder import (
     folder_files,
     made_again,
 )
-from llm_recipes.record import read_record, start_record, write_record
+from llm_recipes.record import add_input, read_record, start_record, write_record
 from llm_recipes.say import say
 
 RECIPE = "finetune/merge"
@@ -74,7 +74,9 @@ def merge_adapter(
         say("the adapter was trained on the base in 4 bits, and is merged into all bits of it")
     check_space(folder, model.bytes * target.itemsize // own.itemsize)
     use_granted_cpus()
-    record = start_record(RECIPE, settings, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
+    add_input(record, "model", model.path)
+    add_input(record, "adapter", adapter_folder)
     record["made_with"] = made_with
     start = time.monotonic()
     with new_folder(folder) as staging:
@@ -93,7 +95,7 @@ def merge_adapter(
             **found.as_record(),
             "files": folder_files(staging),
         }
-        write_record(staging / RECORD, record, "complete")
+        write_record(staging / RECORD, record, "complete", results=record["metrics"]["files"])
     print(f"model in {folder} ({made_with['dtype']}, {seconds:.0f} s)")
 
 

@@ -23,7 +23,15 @@ from llm_recipes.cli import run_recipe
 from llm_recipes.errors import raise_all
 from llm_recipes.generation_options import option_faults
 from llm_recipes.prompts import read_prompts, style_faults
-from llm_recipes.transformers_session import Plan, load, made_with, make_decoder, session
+from llm_recipes.transformers_session import (
+    Plan,
+    inputs_of,
+    is_repeatable,
+    load,
+    made_with,
+    make_decoder,
+    session,
+)
 
 
 def generate(
@@ -99,7 +107,15 @@ def generate(
     if chat:
         return hold_chat(plan)
     name = devices.device_name(where)
-    job = Job("inference/generate", settings, made_with(plan), name, partial(session, plan))
+    job = Job(
+        "inference/generate",
+        settings,
+        made_with(plan),
+        name,
+        partial(session, plan),
+        inputs_of(plan),
+        is_repeatable(plan),
+    )
     return answer_prompts(job, asked)
 
 

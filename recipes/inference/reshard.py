@@ -34,7 +34,7 @@ from llm_recipes.made_folder import (
     folder_files,
     made_again,
 )
-from llm_recipes.record import start_record, write_record
+from llm_recipes.record import add_input, start_record, write_record
 from llm_recipes.say import say
 
 RECIPE = "inference/reshard"
@@ -106,7 +106,8 @@ def reshard(
         return
     check_output(folder, RECIPE, overwrite)
     check_space(folder, conversion.bytes_written)
-    record = start_record(RECIPE, settings, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
+    add_input(record, "model", conversion.source.folder)
     record["made_with"] = made_with
     with new_folder(folder) as staging:
         facts = convert(conversion, staging, say)
@@ -114,7 +115,7 @@ def reshard(
         record["model"] = {"path": str(folder), "source": str(conversion.source.folder), **facts}
         files = folder_files(staging)
         record["metrics"] = {"reshard_s": round(seconds, 1), "files": files}
-        write_record(staging / RECORD, record, "complete")
+        write_record(staging / RECORD, record, "complete", results=files)
     seconds = time.monotonic() - start  # until all is on the disk
     size, rate = in_units(facts["bytes"]), facts["bytes"] / seconds / 1e9
     print(f"model in {folder} ({size}, {facts['dtype']}, {seconds:.1f} s, {rate:.2g} GB/s)")

@@ -105,11 +105,11 @@ def sharded(
 
 def run(settings: dict[str, Any], ranks: Ranks) -> int:
     """All that every process does."""
-    from llm_recipes.device import device_name
+    from llm_recipes.device import device_name, is_repeatable
     from llm_recipes.meta.leaving import end_on_interrupt
     from llm_recipes.meta.lockstep import follow, leading
     from llm_recipes.meta.part import MetaPart, share_cpus
-    from llm_recipes.meta.run_plan import made_with, make_plan
+    from llm_recipes.meta.run_plan import inputs_of, made_with, make_plan
     from llm_recipes.meta.session import hold_chat, session
     from llm_recipes.meta.sharded_plan import describe_plan
 
@@ -131,7 +131,9 @@ def run(settings: dict[str, Any], ranks: Ranks) -> int:
             return hold_chat(plan, leader)
         start = partial(session, plan, leader)
         name = device_name(plan.shard.device)
-        job = Job("inference/sharded", settings, made_with(plan), name, start)
+        repeatable = is_repeatable(plan.shard.device, plan.shard.precision)
+        inputs = inputs_of(plan)
+        job = Job("inference/sharded", settings, made_with(plan), name, start, inputs, repeatable)
         return answer_prompts(job, asked)
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ class Job:
 
     recipe: its name in the record. settings: the options by name. made_with: all that an answer
     depends on, without the prompts. device: name for the record. start: the session for the
-    missing answers.
+    missing answers. inputs: what is read, by the record's part, besides the prompts. repeatable:
+    the same command gives the same bytes. config: for the record, if it is another recipe's whole.
     """
 
     recipe: str
@@ -56,6 +57,9 @@ class Job:
     made_with: Mapping[str, Any]
     device: str
     start: Callable[[Sequence[Prompt], Sequence[Key]], AbstractContextManager[Session]]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    repeatable: bool = False
+    config: Mapping[str, Any] | None = None
 
 
 def answer_prompts(job: Job, asked: Sequence[Prompt]) -> int:
@@ -66,18 +70,21 @@ def answer_prompts(job: Job, asked: Sequence[Prompt]) -> int:
     """
     from llm_recipes.answers import PrintedAnswers, open_answers
     from llm_recipes.prompts import digest
-    from llm_recipes.record import read_record, record_path, start_record
+    from llm_recipes.record import add_input, read_record, record_path, start_record
 
     settings = job.settings
     output: Path | None = settings["output"]
     order = [(p.key, sample) for p in asked for sample in range(settings["samples"])]
-    record = start_record(job.recipe, settings, job.device)
+    config = settings if job.config is None else job.config
+    record = start_record(job.recipe, config, job.device, deterministic=job.repeatable)
     record["data"] = {"path": settings["prompts"], "digest": digest(asked), "rows": len(asked)}
     record["made_with"] = {**job.made_with, "prompts": record["data"]["digest"]}
     if output is None:
         printed = PrintedAnswers(order)
         return _fill(job, asked, order, printed, record, None)
     output = output.expanduser()
+    for part, found in {**job.inputs, "data": settings["prompts"]}.items():
+        add_input(record, part, found)
     earlier = read_record(record_path(output))
     contents = {p.key: p.content for p in asked}
     with open_answers(
@@ -173,6 +180,7 @@ def _finish(
         assert output is not None
         record["metrics"] |= _count(answers.done)
         record["output_digest"] = output_digest
+        record["results"] = {output.name: output_digest}
         # Nothing was generated: a run was stopped after its record, which has the measurements.
         if not record["model"] and is_recorded(record_path(output), record):
             record["status"] = "complete"

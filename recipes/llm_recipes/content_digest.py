@@ -87,27 +87,23 @@ def content_digest(path: Path) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a folder's content is made of.
+    """The files that a folder's content is made of: those directly in it.
 
-    Of a model's or an adapter's: weights, settings and tokenizer directly in it. Of any other: all
-    files at every depth. Hidden files, run records and what is no regular file don't count; links
-    do, as the files they lead to.
+    Of a model's or an adapter's: weights, settings and tokenizer. Hidden files, run records and
+    what is no regular file don't count; links do, as the files they lead to.
 
     Raises:
         OSError: If it cannot be read.
     """
-    names = [file for file in folder.iterdir() if file.name[:1] != "."]
-    if any((folder / mark).is_file() for mark in MODEL_MARKS):
-        return [f for f in names if f.suffix in MODEL_SUFFIXES and _counts(f)]
-    found: list[Path] = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for above, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if name[:1] != "."]
-        found += [Path(above, name) for name in files if name[:1] != "."]
-    return [file for file in found if _counts(file)]
+    is_model = any((folder / mark).is_file() for mark in MODEL_MARKS)
+    return [
+        file
+        for file in folder.iterdir()
+        if file.name[:1] != "."
+        and (file.suffix in MODEL_SUFFIXES or not is_model)
+        and RECORD.fullmatch(file.name) is None
+        and file.is_file()
+    ]
 
 
 def cached_sha256(path: Path) -> str:
@@ -144,10 +140,6 @@ def file_sha256(path: Path | str) -> str:
         while count := file.readinto(piece):
             found.update(piece[:count])
     return found.hexdigest()
-
-
-def _counts(file: Path) -> bool:
-    return RECORD.fullmatch(file.name) is None and file.is_file()
 
 
 def _key(status: os.stat_result) -> tuple[int, ...]:

@@ -124,6 +124,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
 
 
+def is_repeatable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the same computation gives the same bytes: promised on CPUs, in fp32."""
+    return device.type == "cpu" and dtype == torch.float32
+
+
 def use_granted_cpus() -> int:
     """Limit torch's threads to the CPUs that the job was granted; returns their number.
 

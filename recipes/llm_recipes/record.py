@@ -168,7 +168,9 @@ def write_record(
     if isinstance(record, Record):
         deadline = time.monotonic() + (WAIT_S if status == "complete" else 0.0)
         for part, read in record.inputs.items():
-            end[part] = read.completed(record[part], max(0.0, deadline - time.monotonic()))
+            end[part] = read.completed(
+                record.get(part) or {}, max(0.0, deadline - time.monotonic())
+            )
     text = json.dumps({**record, **end}, indent=2, ensure_ascii=False) + "\n"
     # Names of files may hold bytes that are not UTF-8: as \udcXX, which JSON knows.
     write_text(path, text.encode("utf-8", "backslashreplace").decode())

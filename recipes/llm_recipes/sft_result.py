@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_recipes.consolidation import Dtype, consolidate
 from llm_recipes.files import write_fault
+from llm_recipes.record import file_hashes
 
 SHARD_BYTES = 5 * 10**9
 STAGING = ".result-"
@@ -23,6 +24,11 @@ OF_A_RESULT = re.compile(
     r"adapter_(config\.json|model\.safetensors)|(generation_)?config\.json"
     r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
 )
+
+
+def result_hashes(output: Path) -> dict[str, str | None]:
+    """SHA-256 of the adapter's or model's files, by name."""
+    return file_hashes(output, filter(OF_A_RESULT.fullmatch, os.listdir(output)))
 
 
 def write_result(

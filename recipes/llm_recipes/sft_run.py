@@ -29,7 +29,7 @@ from llm_recipes.errors import LLMError, raise_all
 from llm_recipes.metrics_log import MetricsLog, read_rows
 from llm_recipes.prepared_data import PreparedData
 from llm_recipes.ranks import Ranks
-from llm_recipes.record import start_record
+from llm_recipes.record import add_input, start_record
 from llm_recipes.run_checkpoints import Checkpoint, checkpoint_folder, newest_checkpoint
 from llm_recipes.run_folder import RunFolder, resume_faults
 from llm_recipes.sft_arguments import StepPlan, trainer_arguments
@@ -42,7 +42,7 @@ from llm_recipes.sft_records import (
     describe_sharing,
     end_record,
 )
-from llm_recipes.sft_result import write_result
+from llm_recipes.sft_result import result_hashes, write_result
 from llm_recipes.sft_trainer import FineTuner, Habits, RunState
 from llm_recipes.stop_signals import UNFINISHED, declare_finished, declare_unfinished
 from llm_recipes.stop_together import CTRL_C, REASONS, StopWatch
@@ -82,7 +82,10 @@ def train(
     resume = find_resume(folder, choice, ranks, o["lora_dropout"])
     steps = o["max_steps"] or steps_of(len(examples.rows), o["epochs"], o["global_batch"])
     plan = StepPlan(choice.batch_size, choice.accumulation, steps, round(o["warmup"] * steps))
-    record = start_record(RECIPE, o, device_name(job.device))
+    repeatable = job.device.type == "cpu" and job.compute_dtype == "fp32"
+    record = start_record(RECIPE, o, device_name(job.device), deterministic=repeatable)
+    add_input(record, "model", job.folder.path)
+    add_input(record, "data", o["data"])
     record["made_with"] = known
     record["data"] = describe_data(job, examples.prepared, len(examples.rows))
     record["sharing"] = describe_sharing(choice, ranks, plan)
@@ -269,6 +272,7 @@ def finish(job: Job, tuner: FineTuner, folder: RunFolder, record: dict[str, Any]
     if not job.settings["measure_only"]:
         write_result(source, folder.path, dtype, job.folder.path, say)
         record["result"] = {"step": step, "dtype": dtype}
+        record["results"] = result_hashes(folder.path)
     write_plots(read_rows(folder.path / "metrics.jsonl"), folder.path)
     fault = end_record(folder, record, "complete")
     if fault:
@@ -312,5 +316,3 @@ def leave(tuner: FineTuner, ranks: Ranks, folder: RunFolder, steps: int) -> int:
     # torchrun takes every other status for a crash of a rank; llm-run reads the file.
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     return 0 if under_torchrun and os.environ.get("LLM_UNFINISHED_FILE") else UNFINISHED
-
-

@@ -5,7 +5,6 @@ from llm_recipes.sweep_report import best, changes, table
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.files import write_text
-from llm_recipes.record import write_record
+from llm_recipes.record import Record, add_input, read_record, start_record, write_record
 from llm_recipes.sweep_points import AXES, Axes, describe, place, shown, varying
 from llm_recipes.sweep_runs import DONE, NO_MEMORY, TOO_BIG, Row
 from llm_recipes.text_table import aligned
@@ -201,23 +200,28 @@ def write_report(
 
     found = best(rows)
     words = changes(rows)
-    record = {
-        **start(config, names),
+    earlier = read_record(output / TITLE) or {}
+    record = start(config, names)
+    record |= {
+        "started": earlier.get("started", record["started"]),
         "device": next((row.device for row in rows if row.device), ""),
         "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
         "best": found.name if found else None,
         "changes": words,
     }
+    record["host"]["device"] = record["device"]
     write_record(output / TITLE, record, status)
     write_text(output / "sweep.md", markdown(rows, words))
     return [output / TITLE, output / "sweep.md", *write_plots(rows, output)]
 
 
-def start(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def start(config: dict[str, Any], names: Sequence[str]) -> Record:
     """What sweep.json says from the beginning."""
-    image = {"name": os.environ.get("LLM_IMAGE_NAME"), "digest": os.environ.get("LLM_IMAGE_DIGEST")}
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in config.items()}
-    return {"schema": 1, "recipe": RECIPE, "config": plain, "image": image, "runs": list(names)}
+    record = start_record(RECIPE, config, "")
+    record["runs"] = list(names)
+    for part in ("model", "data"):
+        add_input(record, part, config.get(part))
+    return record
 
 
 def markdown(rows: Sequence[Row], words: Sequence[str]) -> str:

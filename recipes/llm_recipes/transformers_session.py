@@ -91,6 +91,18 @@ def made_with(plan: Plan) -> dict[str, Any]:
     }
 
 
+def inputs_of(plan: Plan) -> dict[str, Path | None]:
+    """What is read, by the run record's part."""
+    return {"model": plan.folder.path, "adapter": plan.adapter}
+
+
+def is_repeatable(plan: Plan) -> bool:
+    """Whether the same command gives the same bytes: on CPUs, in fp32."""
+    from llm_recipes import device
+
+    return device.is_repeatable(plan.device, plan.precision)
+
+
 def peak_of(plan: Plan) -> Peak:
     """The device's limits, measured if asked for (before the model takes its memory)."""
     from llm_recipes.device import known_peak, measure_peak

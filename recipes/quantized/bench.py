@@ -215,12 +215,13 @@ def measure_all(job: Job) -> int:
     from llm_recipes.gguf.bench_options import RECIPE, RECORD
     from llm_recipes.gguf.bench_report import peak_of, report
     from llm_recipes.output_folder import measuring_alone
-    from llm_recipes.record import start_record, write_record
+    from llm_recipes.record import add_input, start_record, write_record
 
     bench, gpus = job.bench, job.machine.gpus
     device = ", ".join(gpu.description for gpu in gpus) or device_name(choose_device("cpu"))
     record = start_record(RECIPE, job.config, device)
-    models = {point.model.digest: point.model for point in job.points}.values()
+    models = list({point.model.digest: point.model for point in job.points}.values())
+    add_input(record, "model", [shard for m in models for shard in m.file.shards])
     record["models"] = [{"path": str(m.file.path), **m.described()} for m in models]
     with measuring_alone(bench.output / ".lock", "bench.py", f"in {bench.output}"):
         results = earlier_results(job)  # once more: others may have measured meanwhile

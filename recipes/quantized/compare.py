@@ -117,14 +117,17 @@ def run(
     settings: dict[str, Any], models: Sequence[Model], text: Text, passages: Sequence[Passage]
 ) -> int:
     """Score and measure what is not known yet, and show it all."""
+    from llm_recipes.gguf.evaluation_text import PYTHON
     from llm_recipes.gguf.quality_run import device_of
-    from llm_recipes.record import start_record, write_record
+    from llm_recipes.record import add_input, start_record, write_record
 
     output = Path(settings["output"]).expanduser().absolute()
     placements = [placement_of(settings, model) for model in models]
     record = start_record(RECIPE, settings, device_of(max(p.gpu_layers for p in placements)))
     record["data"] = {"path": text.name, "digest": text.digest, "rows": len(passages)}
     record["model"] = {"models": [model.described() for model in models]}
+    add_input(record, "model", [shard for model in models for shard in model.file.shards])
+    add_input(record, "data", None if settings["text"] == PYTHON else settings["text"])
     status = "failed"
     try:
         entries = [

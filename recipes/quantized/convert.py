@@ -86,11 +86,11 @@ def convert(
     from llm_recipes.device import dtype_name, use_granted_cpus
     from llm_recipes.gguf.new_gguf import RECIPE, check_output, made_again
     from llm_recipes.model_folder import folder_digest
-    from llm_recipes.record import start_record
+    from llm_recipes.record import add_input, start_record
 
     raise_all(option_faults(settings))
     plan = make_plan(settings)
-    record = start_record(RECIPE, settings, "cpu")
+    record = start_record(RECIPE, settings, "cpu", deterministic=True)
     record["made_with"] = {
         "model": folder_digest(plan.base.path),
         "adapter": None if plan.adapter is None else folder_digest(plan.adapter),
@@ -105,6 +105,8 @@ def convert(
     check_output(plan.output, overwrite)
     text = check_text_of(settings)
     raise_all(early_faults(plan))
+    add_input(record, "model", plan.base.path)
+    add_input(record, "adapter", plan.adapter)
     use_granted_cpus()
     kind = f"{dtype_name(plan.stored)} as {plan.type}"
     say(f"converting {plan.base.path} ({plan.base.bytes / GB:.3g} GB, {kind})")

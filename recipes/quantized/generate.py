@@ -24,6 +24,8 @@ from llm_recipes.gguf.session import (
     Plan,
     decode_settings,
     device_names,
+    inputs_of,
+    is_repeatable,
     made_with,
     open_options,
     session,
@@ -119,7 +121,15 @@ def generate(
     if chat:
         return hold_chat(plan)
     device = device_names(gpu_layers)
-    job = Job("quantized/generate", settings, made_with(plan), device, partial(session, plan))
+    job = Job(
+        "quantized/generate",
+        settings,
+        made_with(plan),
+        device,
+        partial(session, plan),
+        inputs_of(plan),
+        is_repeatable(plan),
+    )
     return answer_prompts(job, asked)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_recipes.cli import Terminated, run_recipe
 from llm_recipes.errors import LLMError
@@ -130,10 +130,9 @@ def show_plan(plan: Plan) -> None:
 def run(plan: Plan) -> int:
     """Make what is missing, measure it, and show it all; what was reached is kept and recorded."""
     from llm_recipes.gguf.file import gguf_digest, read_gguf
-    from llm_recipes.gguf.quantizing import RECIPE
-    from llm_recipes.record import start_record, write_record
+    from llm_recipes.record import write_record
 
-    record = start_record(RECIPE, plan.settings, device_of(plan))
+    record = begin_record(plan)
     record["model"] = {
         "path": str(plan.source.path),
         "architecture": plan.source.architecture,
@@ -151,6 +150,7 @@ def run(plan: Plan) -> int:
         rows = measure_files(plan, files)
         show(plan, rows)
         record["metrics"] = {"files": [target.path.name for target in plan.targets]}
+        record["results"] = hashes_of(plan)
         status = "complete"
     except (KeyboardInterrupt, Terminated):
         status = "interrupted"
@@ -164,13 +164,36 @@ def run(plan: Plan) -> int:
     return 0
 
 
+def begin_record(plan: Plan) -> dict[str, Any]:
+    """A record of what is made of the model."""
+    from llm_recipes.gguf.evaluation_text import PYTHON
+    from llm_recipes.gguf.quantizing import RECIPE
+    from llm_recipes.record import add_input, start_record
+
+    # Of a matrix and of speed nobody promises that they come out the same.
+    repeatable = plan.matrix is None
+    record = start_record(RECIPE, plan.settings, device_of(plan), deterministic=repeatable)
+    shards = list(plan.source.shards)
+    add_input(record, "model", shards[0] if len(shards) == 1 else shards)
+    measured = plan.settings["evaluate_text"]
+    add_input(record, "data", None if measured == PYTHON else measured)
+    return record
+
+
+def hashes_of(plan: Plan) -> dict[str, str | None]:
+    """SHA-256 of the files, as the record of each has it: they are not read again."""
+    from llm_recipes.record import read_record, record_path
+
+    records = {t.path.name: read_record(record_path(t.path)) or {} for t in plan.targets}
+    return {name: record.get("output_digest") for name, record in sorted(records.items())}
+
+
 def make_files(plan: Plan) -> None:
     """The importance matrix and the quantized files that are not there yet."""
     from llm_recipes.gguf.importance import copy_matrix, make_matrix
     from llm_recipes.gguf.quality_table import size_text
-    from llm_recipes.gguf.quantizing import RECIPE, other_types, quantize_all
+    from llm_recipes.gguf.quantizing import other_types, quantize_all
     from llm_recipes.progress import Progress
-    from llm_recipes.record import start_record
 
     if not plan.unmade:
         say("nothing to quantize: all files are there")
@@ -197,7 +220,7 @@ def make_files(plan: Plan) -> None:
             None if matrix is None else matrix.path,
             max(1, plan.engine.threads // jobs),
             jobs,
-            lambda target: start_record(RECIPE, plan.settings, device_of(plan)),
+            lambda target: begin_record(plan),
             lambda target: progress.advance(target.name),
             done,
         )

@@ -190,9 +190,12 @@ def run(plan: Plan) -> int:
     """Start the server, wait, end it; whatever ends it, its record is written."""
     from llm_recipes.gguf.server_stop import stop_requests
     from llm_recipes.gguf.threads import counted
-    from llm_recipes.record import start_record
+    from llm_recipes.record import add_input, start_record
 
-    record = start_record("quantized/serve", plan.settings, plan.server.device)
+    written = ("connection", "record", "server_log")
+    record = start_record("quantized/serve", plan.settings, plan.server.device, written)
+    shards = list(plan.server.file.shards)
+    add_input(record, "model", shards[0] if len(shards) == 1 else shards)
     record["model"] = describe_model(plan)
     status = "failed"
     with stop_requests(plan.settings["drain"] + END_S) as stop, log_file(plan) as log:

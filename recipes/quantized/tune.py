@@ -70,9 +70,10 @@ def tune(
     tuning.check_cache(key)
     record = None
     if output is not None:
-        from llm_recipes.record import start_record
+        from llm_recipes.record import add_input, start_record
 
         record = start_record(RECIPE, settings, str(key["cpu"]))
+        add_input(record, "model", list(file.shards) if len(file.shards) > 1 else file.path)
     found = measure(file, cores, new_tokens, prompt_tokens, repeats)
     rows = [row for work, one in found.items() for row in rows_of(work, one, cores)]
     tuned = result(found)

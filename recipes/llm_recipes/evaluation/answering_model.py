@@ -75,6 +75,15 @@ class AnsweringModel:
         found: dict[str, Any] = self.engine.made_with(self.plan)
         return found
 
+    def inputs(self) -> dict[str, Any]:
+        """What is read, by the run record's part."""
+        found: dict[str, Any] = self.engine.inputs_of(self.plan)
+        return found
+
+    def is_repeatable(self) -> bool:
+        """Whether the same questions get the same answers, byte for byte."""
+        return bool(self.engine.is_repeatable(self.plan))
+
     def with_style(self, style: Style) -> AnsweringModel:
         """The same with a style of prompts that auto has turned out to mean."""
         settings = {**self.plan.settings, "prompt_style": style}

@@ -55,7 +55,12 @@ class Seen:
 
 
 def ask_all(
-    model: AnsweringModel, asked: Sequence[Question], path: Path, recipe: str, overwrite: bool
+    model: AnsweringModel,
+    asked: Sequence[Question],
+    path: Path,
+    recipe: str,
+    overwrite: bool,
+    config: Mapping[str, Any] | None = None,
 ) -> Answered:
     """Answers of a model to all questions; those that the file has already are not asked again.
 
@@ -65,6 +70,7 @@ def ask_all(
         path: JSON Lines, as recipes/inference/generate.py writes them.
         recipe: Its name in the record beside that file.
         overwrite: Start anew, whatever is there.
+        config: All options of that recipe, for that record.
 
     Raises:
         LLMError, ExceptionGroup: If other settings made the file, it can't be written, the prompts
@@ -74,7 +80,20 @@ def ask_all(
     model = model.with_style(seen.style)
     prompts = [one.example.prompt for one in asked if one.example.id not in seen.too_long]
     settings = {**model.plan.settings, "output": path, "overwrite": overwrite}
-    answer_prompts(Job(recipe, settings, model.made_with(), model.device, model.session), prompts)
+    made_with, inputs, repeatable = model.made_with(), model.inputs(), model.is_repeatable()
+    answer_prompts(
+        Job(
+            recipe,
+            settings,
+            made_with,
+            model.device,
+            model.session,
+            inputs,
+            repeatable,
+            config,
+        ),
+        prompts,
+    )
     record = read_record(record_path(path)) or {}
     judged = judged_answers(path, asked)
     told = conditions(model.plan.settings, seen)

@@ -87,7 +87,8 @@ def new_evaluation(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
     with new_folder(folder) as staging:
         yield staging
         record["metrics"]["files"] = folder_files(staging)
-        write_record(staging / RECORD, record, "complete")
+        files = [str(path.relative_to(staging)) for path in staging.glob("*/*.jsonl")]
+        write_record(staging / RECORD, record, "complete", results=files)
 
 
 def record_unfinished(folder: Path, record: dict[str, Any], status: str) -> None:

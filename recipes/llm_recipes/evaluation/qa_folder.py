@@ -26,10 +26,10 @@ from llm_recipes.evaluation.questions import Question, Questions
 from llm_recipes.evaluation.run import RECORD, digest, read_run, write_tasks
 from llm_recipes.files import write_fault, write_text
 from llm_recipes.output_folder import check_output_folder
-from llm_recipes.record import read_record, start_record, write_record
+from llm_recipes.record import add_input, read_record, start_record, write_record
 from llm_recipes.say import say
 
-RESULTS = "results.txt"
+RESULTS, ANSWERS = "results.txt", "answers.jsonl"
 
 
 def evaluated_with(
@@ -69,9 +69,12 @@ def begun(
     device: str,
     made_with: Mapping[str, Any],
     found: Questions,
+    repeatable: bool,
+    inputs: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """The record of a run that begins, in a folder that is new or of an earlier run.
 
+    repeatable: the same command gives the same bytes. inputs: what is read besides the questions.
     If the run doesn't get to its end, the record says so, unless it is that of an earlier one.
 
     Raises:
@@ -83,7 +86,9 @@ def begun(
     except OSError as error:
         raise write_fault(folder, error) from error
     _check_kind(folder, made_with, settings["overwrite"])
-    record = start_record(recipe, settings, device)
+    record = start_record(recipe, settings, device, deterministic=repeatable)
+    for part, path in {"data": found.path, **inputs}.items():
+        add_input(record, part, path)
     record["made_with"] = dict(made_with)
     record["data"] = {
         "path": found.path,
@@ -125,7 +130,10 @@ def finish(folder: Path, record: dict[str, Any], found: Questions, answered: Ans
     shares = {name: metric.value for name, metric in task.metrics.items()}
     counts = {"questions": len(answered.judged), "unread": faults}
     record["metrics"] = {**answered.metrics, **counts, **shares}
-    write_record(folder / RECORD, record, "complete")
+    names = [predictions.FILE, RESULTS]
+    names += [one["scores"] for one in record["evaluation"]["tasks"].values()]
+    names += [ANSWERS] if (folder / ANSWERS).is_file() else []
+    write_record(folder / RECORD, record, "complete", results=names)
     say(f"written: {folder}")
     return table
 

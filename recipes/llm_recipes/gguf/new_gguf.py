@@ -15,7 +15,7 @@ from typing import Any
 from llm_recipes.errors import LLMError
 from llm_recipes.files import open_locked, write_fault
 from llm_recipes.gguf.file import SHARD, gguf_digest, read_gguf
-from llm_recipes.record import read_record, record_path, write_record
+from llm_recipes.record import file_hashes, read_record, record_path, write_record
 
 RECIPE = "quantized/convert"
 NOT_COMPARED = "it was never compared with transformers"
@@ -116,6 +116,8 @@ def finish(partial: Path, path: Path, record: dict[str, Any], status: str = "com
         LLMError: If that fails; an older file of this name is then unchanged.
     """
     record["output_digest"] = record["model"]["digest"] = gguf_digest(read_gguf(partial))
+    found = file_hashes(partial.parent, [partial.name])
+    record["results"] = {path.name: found[partial.name]}
     # The record first: a file that lacks it could not be told from somebody else's.
     write_record(record_path(path), record, status)
     try:

@@ -243,6 +243,7 @@ def _finish(target: Target, record: dict[str, Any]) -> GgufFile:
         status = target.temporary.stat()
         record["made_with"] = dict(target.made_with)
         record["output_digest"] = digest
+        record["results"] = {target.path.name: digest}
         record["model"] = {
             "path": str(target.path),
             "architecture": made.architecture,

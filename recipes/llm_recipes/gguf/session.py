@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_recipes.answering import Session, make_requests
@@ -48,6 +49,18 @@ def made_with(plan: Plan) -> dict[str, Any]:
 
     chosen = {k: v for k, v in plan.settings.items() if k not in FREE_TO_CHANGE}
     return {**chosen, "model": gguf_digest(plan.file)}
+
+
+def inputs_of(plan: Plan) -> dict[str, Path | list[Path]]:
+    """What is read, by the run record's part."""
+    return {"model": plan.file.path if len(plan.file.shards) == 1 else list(plan.file.shards)}
+
+
+def is_repeatable(plan: Plan) -> bool:
+    """Whether the same command gives the same bytes: on CPUs alone, with the same threads."""
+    from llm_recipes.gguf.hosts import connected_hosts
+
+    return not connected_hosts() and not gpus_of(plan.settings["gpu_layers"])
 
 
 def device_names(gpu_layers: int | str) -> str:

@@ -109,6 +109,15 @@ def made_with(plan: Plan) -> dict[str, Any]:
     return {**chosen, "model": plan.digest, "dtype": dtype_name(plan.shard.precision)}
 
 
+def inputs_of(plan: Plan) -> dict[str, list[Path]]:
+    """What is read, by the run record's part: the shards with their settings, and the tokenizer."""
+    checkpoint = plan.shard.checkpoint
+    above = {path.parent for path in checkpoint.shards}
+    tokenizer = checkpoint.tokenizer
+    apart = [] if tokenizer is None or tokenizer.parent in above else [tokenizer]
+    return {"model": [*sorted(above), *apart]}
+
+
 def _digest(shard: Shard, shards: Sequence[str]) -> str:
     """SHA-256 over the weights' digests, the model's numbers and the tokenizer's files."""
     checkpoint = shard.checkpoint
