@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 
-from _llm.lookup import PINS, image_folders, is_path
+from _llm.lookup import PINS, image_folders, is_path, read_pins
 from _llm.settings import VARIANTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from _llm.options import Options
     from _llm.settings import Settings
 
 
@@ -45,3 +46,23 @@ def pin_images(settings: Settings, env: Mapping[str, str], home: str) -> str:
                 pins.append(f"{name}={os.path.realpath(path)}")
                 break
     return "\n".join(pins)
+
+
+def likely_images(
+    options: Options, settings: Settings, env: Mapping[str, str], home: str, has_gpus: bool
+) -> tuple[list[str], list[str]]:
+    """Return the images, without links, that the nodes of a job will probably use, and the others.
+
+    has_gpus: whether the job has GPUs, as far as it is known here; only the nodes know which.
+    """
+    wanted = wanted_image(settings)
+    if is_path(wanted):
+        return ([wanted] if os.path.exists(wanted) else []), []
+    pins = read_pins({PINS: pin_images(settings, env, home)})
+    if wanted in pins:
+        return [pins[wanted]], []
+    uses = options.gpu if options.gpu is not None else has_gpus
+    names = [name for name in (f"{wanted}-{variant}" for variant in VARIANTS) if name in pins]
+    likely = [pins[name] for name in names if name.endswith("-cpu") != uses]
+    others = [pins[name] for name in names if pins[name] not in likely]
+    return (likely, others) if likely else (others, [])

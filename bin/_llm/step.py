@@ -16,6 +16,7 @@ from _llm.errors import LLMError
 from _llm.lookup import PINS
 from _llm.pins import pin_images, wanted_image
 from _llm.rendezvous import TOKEN_VARIABLE, new_token
+from _llm.signing.ahead import job_has_gpus, look_ahead
 from _llm.slurm import (
     STEP_LIMIT,
     ask,
@@ -74,6 +75,9 @@ def plan_step(
     tasks = options.tasks_per_node or 1
     # A terminal for one task; several would share it.
     pty = place.kind != "batch" and nodes * tasks == 1 and sys.stdin.isatty() and _shows_output()
+    on_a_node = place.kind != "allocation"
+    notices += look_ahead(options, settings, env, home, job_has_gpus(env, on_a_node),
+                          several=nodes > 1 and not options.dry_run)
     environment = step_environment(env)
     pins = pin_images(settings, env, home)
     if pins:

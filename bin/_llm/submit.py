@@ -20,6 +20,7 @@ from _llm.job_folder import VARIABLES
 from _llm.lookup import PINS, find_image, image_folders, is_path
 from _llm.pins import pin_images, wanted_image
 from _llm.settings import VARIANTS
+from _llm.signing.ahead import look_ahead
 from _llm.slurm import ask, log_stem, need, show_job, submission_environment
 
 TYPE_CHECKING = False
@@ -90,6 +91,7 @@ def check(
     wanted = wanted_image(settings)
     if is_path(wanted) or not pin_images(settings, env, home):
         _collect(errors, lambda: find_image(wanted, image_folders(settings, home), VARIANTS, home))
+    _collect(errors, lambda: _look_ahead(options, settings, env, home))
     binds = []
     for text in options.binds:
         try:
@@ -115,6 +117,15 @@ def check(
             )
         )
     return errors
+
+
+def _look_ahead(
+    options: Options, settings: Settings, env: Mapping[str, str], home: str
+) -> None:
+    """Raise LLMError for images that the site does not allow. Nothing is read without need."""
+    has_gpus = asks_for_gpus(options.sbatch)
+    for notice in look_ahead(options, settings, env, home, has_gpus, several=False):
+        print(f"llm-run: note: {notice}", file=sys.stderr)
 
 
 def is_array(options: Options) -> bool:

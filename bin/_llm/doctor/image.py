@@ -6,15 +6,19 @@ import os
 from collections.abc import Mapping
 
 from _llm import options as run_options
+from _llm.apptainer import find_apptainer
 from _llm.doctor.context import Context
 from _llm.doctor.finding import FAIL, OK, WARN, Finding
 from _llm.doctor.limits import Stage
 from _llm.doctor.machine import gib
 from _llm.doctor.sif import DamagedError, check_whole, checksum
-from _llm.errors import make_command
+from _llm.errors import LLMError, make_command
 from _llm.gpus import find_gpus, variants_for
 from _llm.lookup import is_path, split_name
 from _llm.rank import choose_image
+from _llm.signing.require import check_required
+from _llm.values import user_home
+from _llm.visible import cache_folder, local_folder
 
 
 def image(context: Context, stage: Stage) -> list[Finding]:
@@ -36,7 +40,8 @@ def image(context: Context, stage: Stage) -> list[Finding]:
     results = [Finding("image", OK, text, data=data)]
     results += [Finding("gpu use", WARN, text) for text in notices]
     if os.path.isdir(found.path):
-        return [*results, Finding("image file", OK, "an unpacked image, a folder")]
+        results.append(Finding("image file", OK, "an unpacked image, a folder"))
+        return [*results, *requirement(context, found.path, stage)]
     stage(f"reading {found.path}")
     again = make_command(context.home, "image") + "    (or copy it again)"
     try:
@@ -48,7 +53,29 @@ def image(context: Context, stage: Stage) -> list[Finding]:
     if context.hash_image:
         found_sum = checksum(found.path, stage)
         results.append(Finding("image checksum", OK, f"SHA-256 {found_sum}"))
-    return results
+    return [*results, *requirement(context, found.path, stage)]
+
+
+def requirement(context: Context, path: str, stage: Stage) -> list[Finding]:
+    """Say what the site requires of images, and whether this one has it."""
+    settings = context.settings
+    wanted = settings.items("container", "require")
+    if wanted == ["none"]:
+        return [Finding("image requirement", OK, "none: any image may be used")]
+    stage(f"reading {path}")
+    text = f"{' and '.join(wanted)} ({settings.origin('container', 'require')})"
+
+    def apptainer() -> str:
+        return find_apptainer(context.env, context.home, settings.get("container", "apptainer")
+                              ).path
+
+    try:
+        cache = cache_folder(settings, user_home(context.env))
+        has = check_required(settings, path, apptainer, cache, local_folder(settings))
+    except LLMError as error:
+        return [Finding("image requirement", FAIL, f"{error.what}: {error.why}", error.fix)]
+    data = {"required": wanted, "found": has}
+    return [Finding("image requirement", OK, f"{text}: {'; '.join(has)}", data=data)]
 
 
 def labels(found: Mapping[str, str], path: str) -> Finding:

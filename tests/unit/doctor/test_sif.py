@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from _llm.doctor.sif import (
-    DESCRIPTOR,
-    DESCRIPTOR_BYTES,
-    HEADER,
-    DamagedError,
-    check_whole,
-    checksum,
-)
+from _llm.doctor.sif import DamagedError, check_whole, checksum
+from _llm.sif import DESCRIPTOR, HEADER
 
 TABLE, DATA = 4096, 32768
+
+
+def descriptor(used: bool, number: int, start: int, size: int) -> bytes:
+    return DESCRIPTOR.pack(0x4004, used, number, 1, 0, start, size, size, 0, 0, 0, 0, b"", b"")
 
 
 def make_sif(path: Path, sizes: tuple[int, ...] = (100, 5000)) -> Path:
@@ -38,11 +36,9 @@ def make_sif(path: Path, sizes: tuple[int, ...] = (100, 5000)) -> Path:
     )
     table, start = b"", DATA
     for number, size in enumerate(sizes):
-        table += DESCRIPTOR.pack(0x4004, True, number + 1, 1, 0, start, size, size).ljust(
-            DESCRIPTOR_BYTES, b"\0"
-        )
+        table += descriptor(True, number + 1, start, size)
         start += size
-    table += DESCRIPTOR.pack(0x4004, False, 9, 1, 0, 1 << 40, 1, 1).ljust(DESCRIPTOR_BYTES, b"\0")
+    table += descriptor(False, 9, 1 << 40, 1)
     path.write_bytes((head.ljust(TABLE, b"\0") + table).ljust(DATA, b"\0") + b"x" * sum(sizes))
     return path
 
