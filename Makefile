@@ -13,6 +13,7 @@ CUDA_ARCHITECTURES ?=
 KEEP ?=
 COMPILED ?=
 ARCHIVE ?=
+CHECK ?=
 A ?=
 B ?=
 ADVISORIES ?=
@@ -54,6 +55,7 @@ help: ## this list
 	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
 	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
 	  "  KEEP=1            'make lock' leaves versions that are locked already as they are" \
+	  "  ARCHIVE= CHECK=1  folder that 'make archive' fills (empty: the user's own); CHECK=1 only checks it" \
 	  "  PREFIX=/opt/llm   where 'make install' puts things; MODULEPATH= the modulefiles (PREFIX/modulefiles)" \
 	  "  SITE=             site profile that the modules choose; empty: by the host's name" \
 	  "  VERSION=          which version 'make uninstall' removes; empty: this checkout's" \
@@ -95,7 +97,7 @@ audit: setup ## check IMAGE's software against an offline file of ADVISORIES and
 
 archive: setup ## keep every input of IMAGE by its hash in ARCHIVE, to build it without a network
 	@$(TOOL) archive --image '$(IMAGE)' --variant '$(VARIANT)' --archive $(call quoted,ARCHIVE) \
-	    --cuda-architectures '$(CUDA_ARCHITECTURES)'
+	    --base '$(BASE)' $(if $(CHECK),--check)
 
 sign: setup ## sign IMAGE with KEY (a PEM file; empty: the PGP key SIGNER of Apptainer's keyring)
 	@$(TOOL) sign --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY) \

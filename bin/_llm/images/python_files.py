@@ -1,9 +1,9 @@
 """The Python files that a lock stands for: which one of each package, and where to get it.
 
 A lock names each package's version and the hashes of all its files. The file to take is the one
-that pip would: the best wheel for the images' Python (PEP 425), else the source. It is looked for in
-the archive first, then in the folders and indexes (PEP 503) that pip is configured with. A file with
-another hash is never taken.
+that pip would: the best wheel for the images' Python (PEP 425), else the source. It is looked for
+in the archive first, then in the folders and indexes (PEP 503) that pip is configured with. A file
+with another hash is never taken.
 """
 
 from __future__ import annotations
@@ -128,12 +128,16 @@ def belongs_to(name: str, package: Locked) -> bool:
     return normalized(project) == normalized(package.name) and version == package.version
 
 
+def candidates(packages: store.Store, package: Locked) -> list[tuple[str, str]]:
+    """The package's files in the archive that fit, as (hash, name), the best first; not checked."""
+    found = [(rank, name, sha256) for sha256 in package.hashes
+             for name in store.names_of(packages, sha256) if (rank := rank_of(name)) is not None]
+    return [(sha256, name) for _, name, sha256 in sorted(found)]
+
+
 def kept(packages: store.Store, package: Locked) -> Path | None:
     """The package's best file in the archive, its content checked, None where it has none."""
-    candidates = [(rank, name, sha256) for sha256 in package.hashes
-                  for name in store.names_of(packages, sha256)
-                  if (rank := rank_of(name)) is not None]
-    for _, name, sha256 in sorted(candidates):
+    for sha256, name in candidates(packages, package):
         found = store.find(packages, sha256, name)
         if found:
             return found
