@@ -28,6 +28,8 @@ from _llm.releasing.manifest import (
     shown,
     sums,
 )
+from _llm.signing.check import verify
+from _llm.signing.keys import Key
 
 # SHA256SUMS has a line of at most this length for each file.
 MOST_SUMS = 64 << 20
@@ -63,7 +65,7 @@ def find_folder(given: str) -> Path:
                    "give the folder that make release made; a copy of it may have broken off")
 
 
-def check_release(folder: Path, apptainer: str, wanted_keys: Sequence[str]) -> Result:
+def check_release(folder: Path, apptainer: str, wanted_keys: Sequence[Key]) -> Result:
     """Check everything in a folder; with keys also who made it.
 
     apptainer: the program, needed for keys only. Raises OSError where the folder can't be read.
@@ -165,11 +167,9 @@ def check_image(folder: Path, entry: Entry) -> list[str]:
 
 
 def check_signatures(
-    folder: Path, result: Result, whole: set[str], apptainer: str, wanted: Sequence[str],
+    folder: Path, result: Result, whole: set[str], apptainer: str, wanted: Sequence[Key],
 ) -> tuple[str, list[str]]:
     """Return who signed the manifest, and what is not signed with one of the keys."""
-    from _llm.signing.check import check_signature
-
     assert result.manifest
     signed_by, faults = "", []
     contents = (result.text, sums(result.text, result.manifest.files))
@@ -185,7 +185,7 @@ def check_signatures(
     for entry in result.manifest.images:
         if entry.file in whole:
             try:
-                check_signature(apptainer, str(folder / entry.file), wanted)
+                verify(apptainer, str(folder / entry.file), wanted)
             except LLMError as error:
                 faults.append(f"{entry.file}: {one_line(error)}")
     return signed_by, faults

@@ -9,10 +9,10 @@ Apptainer signs image files only, so manifest and checksums are put into a small
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +20,10 @@ from _llm import sif
 from _llm.errors import LLMError
 from _llm.releasing.files import copy_file
 from _llm.releasing.manifest import MANIFEST, SUMS
+from _llm.signing import openpgp
+from _llm.signing.check import clean_environment, private_folder, verify
+from _llm.signing.keys import Key
+from _llm.signing.sign import choose_signer, sign_image
 
 GENERIC = 0x4007
 # As `apptainer sif add --datatype` numbers them; both in the group that is signed.
@@ -31,11 +35,11 @@ MOST_SIGNED = 64 << 20
 def public_key(apptainer: str, key: str, signer: str) -> tuple[str, bytes]:
     """Return file name and content of the public key that checks what key or signer sign.
 
-    key: path of a private key in PEM, "" for the PGP key whose fingerprint ends with `signer`.
+    key: path of a private key in PEM, "" for the PGP key that `signer` names.
     Raises LLMError where it can't be found out.
     """
     if not key:
-        return "release.asc", _pgp_key(signer)
+        return "release.asc", _pgp_key(apptainer, signer)
     # An Apptainer that `make setup` unpacked brought its own.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(apptainer)])
     program = shutil.which("openssl", path=path)
@@ -57,68 +61,36 @@ def keyring() -> Path:
     return Path(folder, "pgp-public")
 
 
-def _pgp_key(signer: str) -> bytes:
-    wanted = signer.replace(" ", "").lower().removeprefix("0x")
+def _pgp_key(apptainer: str, signer: str) -> bytes:
+    wanted = choose_signer(apptainer, signer).fingerprint
     try:
-        data = keyring().read_bytes()
-        found = [key for print_, key in split_keyring(data) if wanted and print_.endswith(wanted)]
+        found = [key for name, key in split_keyring(keyring().read_bytes()) if name == wanted]
     except (OSError, ValueError) as error:
         raise LLMError(f"Apptainer's keyring {keyring()} can't be read", str(error),
                        "apptainer key list") from None
-    if len(found) != 1:
+    if not found:
         raise LLMError(f"the public key of SIGNER={signer} is not known",
-                       f"{len(found)} keys of {keyring()} have that fingerprint",
-                       "apptainer key list, or: make release … ARGS='--public-key FILE'")
+                       f"{keyring()} has none of the fingerprint {wanted}",
+                       "make release … ARGS='--public-key FILE'")
     return armored(found[0])
 
 
 def split_keyring(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Give fingerprint and packets of each key of an OpenPGP keyring.
 
-    Raises ValueError for something else. https://www.rfc-editor.org/rfc/rfc9580, 4.2 and 5.5.4.
+    Raises ValueError for something else. https://www.rfc-editor.org/rfc/rfc4880, 4.2.
     """
-    import hashlib
-
-    at, begin, name = 0, 0, ""
-    while at < len(data):
-        start, (tag, body, at) = at, _packet(data, at)
-        if tag == 6:  # a primary key begins
-            if name:
-                yield name, data[begin:start]
-            begin = start
-            if body[:1] == b"\x04":
-                name = hashlib.sha1(b"\x99" + len(body).to_bytes(2, "big") + body).hexdigest()
-            else:
-                name = hashlib.sha256(body[:1].replace(b"\x05", b"\x9a").replace(b"\x06", b"\x9b")
-                                      + len(body).to_bytes(4, "big") + body).hexdigest()
-    if name:
-        yield name, data[begin:]
-
-
-def _packet(data: bytes, at: int) -> tuple[int, bytes, int]:
-    """Return tag, body and end of the packet at a place."""
-    head = data[at]
-    if not head & 0x80:
-        raise ValueError("it is no keyring")
-    at += 1
-    if head & 0x40:
-        tag, first = head & 0x3F, data[at]
-        if first < 192:
-            size, at = first, at + 1
-        elif first < 224:
-            size, at = ((first - 192) << 8) + data[at + 1] + 192, at + 2
-        elif first == 255:
-            size, at = int.from_bytes(data[at + 1 : at + 5], "big"), at + 5
-        else:
-            raise ValueError("a packet without a length")
-    else:
-        tag, width = (head >> 2) & 0xF, 1 << (head & 3)
-        if width == 8:
-            raise ValueError("a packet without a length")
-        size, at = int.from_bytes(data[at : at + width], "big"), at + width
-    if at + size > len(data):
-        raise ValueError("it is cut off")
-    return tag, data[at : at + size], at + size
+    keys: list[bytes] = []
+    try:
+        for tag, body in openpgp._packets(data):
+            if tag == openpgp.PUBLIC_KEY:
+                keys.append(b"")
+            keys[-1] += bytes([0xC0 | tag, 0xFF]) + len(body).to_bytes(4, "big") + body
+    except IndexError as error:
+        raise ValueError(str(error)) from None
+    for key in keys:
+        with contextlib.suppress(ValueError):  # of a version that is not read, and signs nothing
+            yield openpgp.read_keys(key)[0].fingerprint, key
 
 
 def armored(key: bytes) -> bytes:
@@ -138,8 +110,6 @@ def armored(key: bytes) -> bytes:
 
 def make_signed(apptainer: str, folder: Path, target: Path, key: str, signer: str) -> None:
     """Put manifest and checksums of `folder` into the small image file `target`, and sign it."""
-    from _llm.signing.sign import sign_image
-
     run(apptainer, "sif", "new", str(target))
     for name, kind, _ in PARTS:
         run(apptainer, "sif", "add", "--datatype", kind, "--groupid", str(GROUP),
@@ -149,15 +119,13 @@ def make_signed(apptainer: str, folder: Path, target: Path, key: str, signer: st
 
 
 def check_signed(
-    apptainer: str, path: Path, contents: tuple[bytes, bytes], keys: Sequence[str],
+    apptainer: str, path: Path, contents: tuple[bytes, bytes], keys: Sequence[Key],
 ) -> str:
     """Return who signed manifest and checksums. contents: what they hold.
 
     Raises LLMError where `path` is not signed with one of the keys, or signs something else.
     """
-    from _llm.signing.check import check_signature
-
-    with tempfile.TemporaryDirectory(prefix="llm-import-") as work:
+    with private_folder("") as work:
         # What is checked can't be changed meanwhile: nobody else writes here.
         own = Path(work, "manifest.sif")
         if os.lstat(path).st_size > MOST_SIGNED:
@@ -172,7 +140,11 @@ def check_signed(
                            "copy it again") from None
         wanted = [(name, kind, GROUP | NO_GROUP, content)
                   for (name, _, kind), content in zip(PARTS, contents)]
-        signed_by = str(check_signature(apptainer, str(own), keys))
+        try:
+            signed_by = str(verify(apptainer, str(own), keys))
+        except LLMError as error:
+            raise LLMError(error.what.replace(f"image {own}", "release"), error.why,
+                           error.fix) from None
         if found != wanted:
             raise LLMError(f"{path.name} signs another manifest",
                            f"{MANIFEST} or {SUMS} was changed after it was signed",
@@ -182,7 +154,8 @@ def check_signed(
 
 def run(*command: str) -> None:
     """Run a program. Raises LLMError with its last words where it fails."""
-    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL,
+                          env=clean_environment())
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise LLMError(f"{' '.join(command[:3])} failed", said[-1], f"{command[0]} version")

@@ -29,6 +29,8 @@ from _llm.images.steps import set_link
 from _llm.releasing import check, files, source
 from _llm.releasing.manifest import MANIFEST, MOST_BYTES, Entry, Manifest, read_manifest
 from _llm.settings import Settings, load_settings
+from _llm.signing.check import verify
+from _llm.signing.keys import Key, load_keys
 
 HOME = Path(__file__).resolve().parents[3]
 # Exit status of a release that is not as it was made; a user's mistake is 2.
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     end_like_ctrl_c()
     folder = check.find_folder(options.folder)
     settings = load_settings(os.environ, str(HOME))
-    keys = [options.key] if options.key else site_keys(settings)
+    keys = [options.key] if options.key else settings.items("container", "keys")
+    trusted = load_keys(keys)
     images = image_folder(settings, options.prefix)
     if options.prefix:
         os.umask(0o022)  # users have to read what an administrator installs
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     program = find_apptainer(os.environ, str(HOME), settings.get("container", "apptainer")).path \
         if keys else ""
-    result = check.check_release(folder, program, keys)
+    result = check.check_release(folder, program, trusted)
     if result.faults or not result.manifest:
         return refuse(folder, result.faults)
     for line in describe(folder, result, keys):
@@ -70,21 +73,13 @@ def main(arguments: Sequence[str]) -> int:
     if options.check:
         return 0
     with files.explain_full(images, "LLM_IMAGE_DIR=/folder/with/room make import FROM=…"):
-        faults = install_images(folder, result.manifest, images, program, keys, options.link)
+        faults = install_images(folder, result.manifest, images, program, trusted, options.link)
         if faults:
             return report("import", faults)
         remember(images, result, keys)
     if options.prefix:
         return install_source(folder, result.manifest, options)
     return 0
-
-
-def site_keys(settings: Settings) -> list[str]:
-    """The public keys that the site trusts."""
-    try:
-        return settings.items("container", "keys")
-    except KeyError:
-        return []
 
 
 def image_folder(settings: Settings, prefix: str) -> Path:
@@ -118,7 +113,7 @@ def describe(folder: Path, result: check.Result, keys: Sequence[str]) -> list[st
                     "names no [container] keys. The key in the release proves nothing; get it from "
                     "whom you trust")
     else:
-        said.append(f"manifest and images are signed by {result.signed_by}")
+        said.append(f"manifest and images: {result.signed_by}")
         inside = str(folder.resolve()) + os.sep
         if all(os.path.realpath(key).startswith(inside) for key in keys):
             said.append("note: that key came with the release, so it proves nothing about who "
@@ -130,7 +125,7 @@ def describe(folder: Path, result: check.Result, keys: Sequence[str]) -> list[st
 
 
 def install_images(
-    folder: Path, manifest: Manifest, images: Path, apptainer: str, keys: Sequence[str],
+    folder: Path, manifest: Manifest, images: Path, apptainer: str, keys: Sequence[Key],
     link: bool,
 ) -> list[LLMError]:
     """Install what is not there yet. Return what is in the way; then nothing was installed."""
@@ -160,7 +155,7 @@ def install_images(
     return []
 
 
-def needs_copy(entry: Entry, images: Path, apptainer: str, keys: Sequence[str]) -> bool:
+def needs_copy(entry: Entry, images: Path, apptainer: str, keys: Sequence[Key]) -> bool:
     """Whether an image is not there yet. Raises LLMError where something else has its name."""
     path, link = images / entry.file_name, images / f"{entry.label}.sif"
     if os.path.lexists(link) and not link.is_symlink():
@@ -178,10 +173,8 @@ def needs_copy(entry: Entry, images: Path, apptainer: str, keys: Sequence[str]) 
         raise LLMError(f"{path} is there and is not the release's image", str(error),
                        f"mv '{path}' '{path}.old'") from None
     if keys:
-        from _llm.signing.check import check_signature
-
         try:
-            check_signature(apptainer, str(path), keys)
+            verify(apptainer, str(path), keys)
         except LLMError:
             return True  # the same image, without the signature that the site asks for
     return False
@@ -246,7 +239,7 @@ def is_imported(folder: Path, images: Path, keys: Sequence[str]) -> bool:
         return all(os.readlink(images / f"{label}.sif") == name
                    and state_of(images / name) == state
                    for label, (name, *state) in record["images"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -25,9 +25,13 @@ from _llm.errors import LLMError, report
 from _llm.images import build as builder
 from _llm.images.catalog import Image, image_names, load_image, variants_of
 from _llm.images.inputs import DIGEST_LENGTH, digest_of, lock_date
+from _llm.images.store import DAMAGED
 from _llm.releasing import files, keys, manifest, source
 from _llm.run import VERSION
 from _llm.settings import load_settings
+from _llm.signing.check import verify
+from _llm.signing.keys import load_keys
+from _llm.signing.sign import sign_image
 
 HOME = Path(__file__).resolve().parents[3]
 # Of the header of a SIF: https://github.com/apptainer/sif/blob/main/pkg/sif/arch.go
@@ -80,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--version", default="", help="such as 1.2.0")
     parser.add_argument("--variant", default="", help="cpu, cuda13, cuda12, several with spaces; "
                         "empty: as make image chooses")
+    parser.add_argument("--base", default="", help="as make image was given it")
+    parser.add_argument("--cuda-architectures", default="", help="as make image was given them")
     parser.add_argument("--key", default="", help="private key, a PEM file")
     parser.add_argument("--signer", default="", help="PGP key of Apptainer's keyring")
     parser.add_argument("--public-key", default="", help="what goes along to check the signatures; "
@@ -145,7 +151,8 @@ def make_plan(options: argparse.Namespace) -> tuple[Plan | None, list[LLMError]]
     built: list[Built] = []
     apptainer = ""
     try:
-        built, missing, apptainer = find_images(options.variant)
+        built, missing, apptainer = find_images(
+            options.variant, options.base, options.cuda_architectures)
         if not options.without_missing or not built:
             faults += missing
         faults += without_sbom(built)
@@ -183,7 +190,9 @@ def newest_lock(containers: Path) -> str:
     return max(days, default="unknown")
 
 
-def find_images(asked: str) -> tuple[list[Built], list[LLMError], str]:
+def find_images(
+    asked: str, base: str, architectures: str,
+) -> tuple[list[Built], list[LLMError], str]:
     """Return the images of this checkout that are built, an error for each other, and Apptainer."""
     settings = load_settings(os.environ, str(HOME))
     containers = HOME / "containers"
@@ -204,7 +213,8 @@ def find_images(asked: str) -> tuple[list[Built], list[LLMError], str]:
                                         f"it is not locked: {', '.join(locks)}",
                                         without(command)))
                 continue
-            request = images.make_request(settings, "", "", builder.compiles_for_gpus(image))
+            request = images.make_request(settings, base, architectures,
+                                          builder.compiles_for_gpus(image))
             program = request.apptainer
             inputs = builder.inputs_of(image, request)
             path = builder.file_for(image, request, inputs)
@@ -262,7 +272,8 @@ def archive_files(folder: Path) -> dict[str, Path]:
     """Name -> file of an archive of inputs, sorted. Raises LLMError for what can't be released."""
     found, odd = {}, []
     for parent, folders, names in os.walk(folder):
-        folders.sort()
+        # Not what is still being fetched, nor what was found damaged.
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != DAMAGED)
         for name in sorted(names):
             path = Path(parent, name)
             short = path.relative_to(folder).as_posix()
@@ -385,7 +396,11 @@ def fill(part: Path, plan: Plan) -> manifest.Manifest:
     for name, path in (archive_files(plan.archive) if plan.archive else {}).items():
         target = part / "archive" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        found[f"archive/{name}"] = manifest.File(*files.copy_file(path, target, link=True))
+        file = manifest.File(*files.copy_file(path, target, link=True))
+        if manifest.HEX.fullmatch(path.parent.name) and path.parent.name != file.sha256:
+            raise LLMError(f"{path} is damaged", "its SHA-256 is not that of its folder",
+                           f"rm '{path}', then make archive again")
+        found[f"archive/{name}"] = file
     locks = {name: file.sha256 for name, file in found.items()
              if name.startswith("containers/") and name.endswith(".lock")}
     done = manifest.Manifest(
@@ -400,7 +415,8 @@ def fill(part: Path, plan: Plan) -> manifest.Manifest:
     if plan.signs:
         signed = part / manifest.SIGNED
         keys.make_signed(plan.apptainer, part, signed, plan.key, plan.signer)
-        keys.check_signed(plan.apptainer, signed, (text, sums), [str(part / public)])
+        keys.check_signed(plan.apptainer, signed, (text, sums),
+                          load_keys([str(part / public)]))
     return done
 
 
@@ -415,11 +431,8 @@ def add_image(
     digest, size = files.copy_file(one.path, target, show, link=not plan.signs)
     signed_by = ""
     if plan.signs:
-        from _llm.signing.check import check_signature
-        from _llm.signing.sign import sign_image
-
         sign_image(plan.apptainer, target, plan.key, plan.signer)
-        signed_by = check_signature(plan.apptainer, str(target), [str(part / public)])
+        signed_by = verify(plan.apptainer, str(target), load_keys([str(part / public)])).fingerprint
         digest, size = files.sha256_of(target, show)
     item = next(item for item in sif.read_objects(str(target)) if item.type == sif.SBOM)
     write(sbom, sif.read_object(str(target), item))

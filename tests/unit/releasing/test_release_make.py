@@ -14,6 +14,7 @@ from made import HOSTILE, git, make, make_checkout, make_images, make_plan, writ
 
 from _llm.errors import LLMError
 from _llm.releasing import files, keys, release, source
+from _llm.signing.keys import load_keys
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -201,9 +202,16 @@ def test_archive(tmp_path: Path) -> None:
     (archive / "sha256/ab").mkdir(parents=True)
     (archive / "sha256/ab/file").write_text("x")
     (archive / ".lock").write_text("")
-    folder, manifest = make(tmp_path, archive=archive)
+    for name in (".incoming", "damaged"):
+        (archive / name).mkdir()
+        (archive / name / "half").write_text("")
+    _, manifest = make(tmp_path, archive=archive)
     assert manifest.archive == "archive" and "archive/sha256/ab/file" in manifest.files
-    assert "archive/.lock" not in manifest.files
+    assert len([name for name in manifest.files if name.startswith("archive/")]) == 1
+    (archive / ("0" * 64)).mkdir()
+    (archive / ("0" * 64) / "x.whl").write_text("not what its folder says")
+    with pytest.raises(LLMError, match="is damaged"):
+        make(tmp_path, archive=archive, version="1.2.1")
     (archive / "out").symlink_to("/etc/passwd")
     with pytest.raises(LLMError, match="can't be released"):
         release.archive_files(archive)
@@ -226,14 +234,22 @@ def test_the_public_key_of_a_private_one(tmp_path: Path) -> None:
         keys.public_key("", str(key), "")
 
 
-def test_a_keyring_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APPTAINER_KEYSDIR", str(tmp_path))
-    with pytest.raises(LLMError, match="can't be read"):
-        keys.public_key("", "", "ABCD")
-    for data in (b"text", b"\x98", b"\xc6\xff\x00\x00\x00\x09short", b"\x99\x00\x09short"):
-        (tmp_path / "pgp-public").write_bytes(data)
-        with pytest.raises(LLMError, match="can't be read"):
-            keys.public_key("", "", "ABCD")
-    (tmp_path / "pgp-public").write_bytes(b"")
-    with pytest.raises(LLMError, match="is not known"):
-        keys.public_key("", "", "ABCD")
+def test_a_keyring(tmp_path: Path) -> None:
+    body = b"\x04\x00\x00\x00\x01\x01" + b"key material"
+    first = b"\x99" + len(body).to_bytes(2, "big") + body + b"\xb4\x03Ann"
+    second = b"\xc6" + bytes([len(body)]) + body[:-1] + b"!"
+    found = list(keys.split_keyring(first + second))
+    assert len(found) == 2 and found[0][0] != found[1][0]
+    assert b"Ann" in found[0][1] and b"Ann" not in found[1][1]
+    path = tmp_path / "key.asc"
+    path.write_bytes(keys.armored(found[0][1]))
+    [key] = load_keys([str(path)])
+    assert (key.fingerprint, key.name) == (found[0][0], "Ann")
+    assert list(keys.split_keyring(b"")) == []
+
+
+@pytest.mark.parametrize("data", [b"text", b"\x98", b"\xc6\xff\x00\x00\x00\x09short",
+                                  b"\x99\x00\x09short", b"\xb4\x03Ann"])
+def test_a_keyring_that_is_none(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        list(keys.split_keyring(data))

@@ -106,7 +106,7 @@ def test_contradictions(good: Manifest) -> None:
     files = {**json.loads(good.to_bytes())["files"]}
     files["containers"] = {"sha256": "0" * 64, "size": 1}
     assert "containers is a file and a folder" in faults(changed(good, files=files))
-    locks = {name: "0" * 64 for name in good.locks}
+    locks = dict.fromkeys(good.locks, "0" * 64)
     assert "has two checksums" in faults(changed(good, locks=locks))
 
 
