@@ -58,7 +58,10 @@ help: ## this list
 	  "  ARCHIVE= CHECK=1  folder that 'make archive' fills (empty: the user's own); CHECK=1 only checks it" \
 	  "  PREFIX=/opt/llm   where 'make install' puts things; MODULEPATH= the modulefiles (PREFIX/modulefiles)" \
 	  "  SITE=             site profile that the modules choose; empty: by the host's name" \
-	  "  VERSION=          which version 'make uninstall' removes; empty: this checkout's" \
+	  "  VERSION=          which version 'make uninstall' removes; empty: this checkout's. Of 'make release'" \
+	  "  FROM=             the release that 'make import' checks and installs; PREFIX= its source too" \
+	  "  OUTPUT=           where 'make sbom' and 'make release' write" \
+	  "  KEY= SIGNER=      who signs or signed: a PEM file, or a PGP key of Apptainer's keyring" \
 	  "  DEFAULT=          what 'module load llm' means after 'make install'; empty: the newest version" \
 	  "  PROMPT='...'      what 'make demo' asks the tiny model" \
 	  "  NODES=4 NODE=login  nodes of the cluster in a box; the one for cluster-shell" \
@@ -107,7 +110,8 @@ verify: setup ## check IMAGE's signature with KEY (PEM, certificate or PGP publi
 	@$(TOOL) verify --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY)
 
 release: setup ## VERSION's images, SBOMs, signatures, locks, checksums and manifest in one folder, OUTPUT
-	@$(TOOL) release --version $(call typed,VERSION) --variant '$(VARIANT)' \
+	@$(TOOL) release --version $(call typed,VERSION) --variant '$(VARIANT)' --base '$(BASE)' \
+	    --cuda-architectures '$(CUDA_ARCHITECTURES)' \
 	    --key $(call typed,KEY) --signer $(call typed,SIGNER) --output $(call typed,OUTPUT) \
 	    --archive $(call typed,ARCHIVE) $(ARGS)
 

@@ -253,3 +253,16 @@ def test_a_keyring(tmp_path: Path) -> None:
 def test_a_keyring_that_is_none(data: bytes) -> None:
     with pytest.raises(ValueError):
         list(keys.split_keyring(data))
+
+
+def test_make_passes_what_was_typed_and_no_more() -> None:
+    def shown(*words: str) -> str:
+        home = Path(__file__).resolve().parents[3]
+        return subprocess.run(["make", "-n", *words], cwd=home, capture_output=True, text=True,
+                              check=True, env={**os.environ, "VERSION": "3", "KEY": "x"}).stdout
+
+    said = shown("release", "OUTPUT=/it's here", "VERSION=1.2.0")
+    assert "--version '1.2.0'" in said and "--key ''" in said
+    assert "--output '/it'\\''s here'" in said
+    said = shown("import", "FROM=/it's; a disk")
+    assert "--from '/it'\\''s; a disk'" in said and "--prefix ''" in said and "setup" not in said
