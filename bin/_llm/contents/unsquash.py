@@ -42,7 +42,8 @@ def find_unsquashfs() -> str:
     found = find_program("unsquashfs", os.pathsep.join(folders))
     if not found:
         raise LLMError("unsquashfs is missing", "it reads an image's files; Apptainer's own "
-                       "packages bring it along", "an administrator installs the package squashfs-tools")
+                       "packages bring it along",
+                       "an administrator installs the package squashfs-tools")
     return found
 
 
@@ -92,7 +93,7 @@ def knows_option(option: str) -> bool:
     return option.encode() in _help_text()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _help_text() -> bytes:
     text = b""
     for word in ("-help-all", "-help"):
