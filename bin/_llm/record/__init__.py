@@ -1,0 +1,1 @@
+"""llm-record: show a run record, and run it again."""

@@ -1,0 +1,161 @@
+"""The code that a record names: this checkout, or a copy of another commit of it.
+
+A run whose code was not committed can be had again only where the same files lie now.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+
+from _llm.commit import has_changes, read_commit
+from _llm.errors import LLMError
+from _llm.record.content import file_sha256, files_sha256
+from _llm.record.finding import GONE, OK, OTHER, UNKNOWN, Finding
+from _llm.record.reading import Record, recipe_file
+
+COMMIT = re.compile("[0-9a-f]{40,64}")
+NO_COPY = "this is no checkout with git, so it has no other commit"
+
+
+class Code:
+    """Where the recorded code is. home: the checkout or copy. commit: to copy first, or ""."""
+
+    __slots__ = ("commit", "findings", "home", "recipe")
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self.commit = ""
+        self.recipe = ""
+        self.findings: list[Finding] = []
+
+
+def find_code(record: Record, home: str, cache: str) -> Code:
+    """Return where the code is or will be; nothing is written yet."""
+    found = Code(home)
+    part = record.part("code")
+    commit, was_dirty = record.text("commit", "code"), part.get("dirty")
+    commit = commit if COMMIT.fullmatch(commit) else ""
+    here, is_dirty = read_commit(home), has_changes(home)
+    files = part.get("files_sha256")
+    if was_dirty is True or not commit:
+        found.findings.append(_uncommitted(commit, files, home))
+    elif commit == here and not is_dirty:
+        text = f"commit {commit[:12]}, as it is here"
+        unknown = "; the record does not know of changes" if was_dirty is None else ""
+        found.findings.append(Finding("code", OK, text + unknown))
+    else:
+        found.findings.append(_other_commit(commit, here, home))
+        if found.findings[-1].state == OK:
+            found.commit, found.home = commit, copy_folder(commit, cache)
+    found.recipe, finding = _find_recipe(record, found, home)
+    found.findings.append(finding)
+    return found
+
+
+def copy_folder(commit: str, cache: str) -> str:
+    """Return where the copy of a commit lies or will lie."""
+    return os.path.join(cache, "code", commit)
+
+
+def copy_commit(commit: str, home: str, folder: str) -> None:
+    """Make the copy, whole or not at all; one that is there stays. Raises LLMError, OSError."""
+    if os.path.isfile(os.path.join(folder, ".commit")):
+        return
+    done = _git(home, "archive", "--format=tar", commit)
+    if done.returncode:
+        raise LLMError(
+            f"commit {commit[:12]} can't be copied out of {home}",
+            " ".join(done.stderr.decode(errors="replace").split())[:300], "git fsck",
+        )
+    above = os.path.dirname(folder)
+    os.makedirs(above, exist_ok=True)
+    part = tempfile.mkdtemp(prefix=f".{commit[:12]}.", dir=above)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            if hasattr(tarfile, "data_filter"):
+                archive.extractall(part, filter="tar")
+            else:
+                archive.extractall(part)
+        with open(os.path.join(part, ".commit"), "w", encoding="ascii") as file:
+            file.write(commit + "\n")
+        os.chmod(part, 0o755)
+        try:
+            os.rename(part, folder)
+        except OSError:  # another replay was faster
+            if not os.path.isfile(os.path.join(folder, ".commit")):
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _uncommitted(commit: str, files: object, home: str) -> Finding:
+    at = f"commit {commit[:12]} with changes that were never committed" if commit \
+        else "code of no known commit"
+    fix = "--best-effort takes what is here"
+    if not isinstance(files, str):
+        return Finding("code", GONE, f"{at}: the record does not say what they were", fix)
+    try:
+        same = files_sha256(os.path.join(home, "recipes")) == files
+    except OSError as error:
+        return Finding("code", GONE, f"{at}; {error.filename}: {error.strerror}", fix)
+    if same:
+        return Finding("code", OK, f"{at}; the recipes here are the same, byte for byte")
+    return Finding("code", GONE, f"{at}; the recipes here are others: it can't be had", fix)
+
+
+def _other_commit(commit: str, here: str, home: str) -> Finding:
+    differs = f"here is {here[:12] or 'no known commit'}"
+    differs = f"{commit[:12]} here has changes" if here == commit else differs
+    if not os.path.exists(os.path.join(home, ".git")):
+        return Finding("code", GONE, f"commit {commit[:12]}; {differs}, and {NO_COPY}",
+                       "use llm-record of a checkout, or of an installation of that commit")
+    try:
+        done = _git(home, "cat-file", "-t", commit)
+    except OSError as error:
+        return Finding("code", GONE, f"commit {commit[:12]}; {differs}, and git does not start: "
+                       f"{error.strerror}", "module load git, or use a node that has it")
+    if done.returncode or done.stdout.strip() != b"commit":
+        said = " ".join(done.stderr.decode(errors="replace").split())[:200]
+        said = said if "dubious" in said or "safe" in said else "git here does not know it"
+        return Finding("code", GONE, f"commit {commit[:12]}; {differs}, and {said}",
+                       f"git -C '{home}' fetch --all")
+    return Finding("code", OK, f"commit {commit[:12]}, copied out of this checkout ({differs})")
+
+
+def _find_recipe(record: Record, code: Code, home: str) -> tuple[str, Finding]:
+    """Return the recipe's path and whether it is the recorded file."""
+    name, digest = recipe_file(record)
+    path = os.path.join(code.home, name)  # an absolute one stays
+    is_ours = not os.path.isabs(name)
+    if is_ours and os.path.relpath(path, code.home).startswith(".."):
+        return "", Finding("recipe", GONE, f"{name} lies outside of the checkout")
+    if is_ours and code.commit:  # not copied yet: what git has decides
+        done = _git(home, "show", f"{code.commit}:{name}")
+        if done.returncode:
+            return "", Finding("recipe", GONE, f"{name} is not in commit {code.commit[:12]}")
+        import hashlib
+
+        now = hashlib.sha256(done.stdout).hexdigest()
+    else:
+        try:
+            now = file_sha256(path)
+        except OSError as error:
+            return "", Finding("recipe", GONE, f"{path}: {error.strerror}")
+    if not digest:
+        return path, Finding("recipe", UNKNOWN, f"{name}: the record has no hash of it")
+    if now == digest:
+        return path, Finding("recipe", OK, f"{name} {digest[:12]}")
+    return path, Finding("recipe", OTHER, f"{name} has changed: {digest[:12]}, now {now[:12]}",
+                         "bring the file back as it was (git log shows when it changed)")
+
+
+def _git(home: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return subprocess.run(["git", "-C", home, *words], capture_output=True, check=False, env=env,
+                          stdin=subprocess.DEVNULL)
