@@ -29,7 +29,7 @@ from _llm.signing.signatures import Signature, read_signatures
 FICLONE = 0x40049409
 # What Apptainer says where the image holds something that nobody signed.
 UNCOVERED = ("object not signed", "signature not found for object", "not associated with object")
-EXPIRED = ("key expired", "certificate has expired", "signature expired", "key revoked")
+EXPIRED = ("key expired", "certificate has expired", "signature expired")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,13 @@ def _ask(
             return None
         said = "it reports another key than the one that was asked for, or not all objects"
     if any(word in said for word in EXPIRED):
-        return _expired(path, key) if "revoked" not in said else _broken(path, said)
+        return _expired(path, key)
+    if "revoked" in said:
+        return LLMError(
+            f"the image {path} is signed with a key that was revoked",
+            f"Apptainer says: {said}; the key is {key.fingerprint} ({key.path})",
+            "get the image again, signed with a key that is valid",
+        )
     if any(word in said for word in UNCOVERED):
         return LLMError(
             f"the image {path} holds something that its signature does not cover",

@@ -10,7 +10,6 @@ Apptainer writes into its signatures and `ssh-keygen -lf` prints; of a PGP key t
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
@@ -86,7 +85,7 @@ def read_keys(path: str) -> list[Key]:
         if b"-----BEGIN PUBLIC KEY-----" in data:
             fingerprint = ssh_fingerprint(pem_body(data, "PUBLIC KEY"))
             return [Key(PEM, path, fingerprint, "", None)]
-    except (IndexError, KeyError, TypeError, binascii.Error):
+    except (IndexError, KeyError, ValueError):
         raise ValueError("it is damaged, or of a kind other than RSA, ECDSA or Ed25519") from None
     if b"-----BEGIN" in data and b"PGP PUBLIC KEY" not in data:
         kind = data.partition(b"-----BEGIN ")[2].partition(b"-----")[0].decode(errors="replace")
@@ -111,7 +110,7 @@ def pem_body(data: bytes, label: str) -> bytes:
     end = f"-----END {label}-----".encode()
     text = data.partition(begin)[2].partition(end)
     if not text[1]:
-        raise ValueError("it is cut off")
+        raise IndexError("cut off")
     return base64.b64decode(b"".join(text[0].split()), validate=True)
 
 
