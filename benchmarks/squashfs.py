@@ -3,7 +3,7 @@
     python3 benchmarks/squashfs.py --json build/benchmarks/squashfs.json       # about 6 minutes
 
 Unpacks the image llm-cpu once, packs it again with each setting and times the import of torch and
-transformers from it, in turn, over several rounds; what steps.py uses was chosen from this table.
+transformers from it, in turn, over several rounds; what pack.py uses was chosen from this table.
 Files are packed in the order in which they are read, except where the row says "by name".
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(HOME / "bin"))
     from _llm.apptainer import exec_flags
-    from _llm.images.steps import READING_ORDER, sort_file
+    from _llm.images.pack import READING_ORDER, sort_file
     from _llm.setup import find_apptainer
 
     path = find_apptainer()

@@ -1,14 +1,14 @@
-"""Compile Python files of an image: the same bytes on every machine, never checked against file times.
+"""Compile Python files of an image: the same bytes on every machine, not checked by file time.
 
     env -i PYTHONHASHSEED=0 python3 -S -s -B compile_bytecode.py [--below TREE] FOLDER...
 
 Bytecode that exists there already is made anew. --below: the folders lie in TREE, and the bytecode
 names files without it.
 
-What marshal writes depends on how often a string or a number is in use in the process that compiles
-(a reference is marked only if there is a second one, https://github.com/python/cpython/issues/78274),
-and so on what that process has compiled before. Therefore the files of each folder are compiled by a
-process of their own that begins as all the others did, however many run at the same time.
+What marshal writes depends on how often a string is in use in the process that compiles: it marks
+for reference what has a second user (https://github.com/python/cpython/issues/78274). So the result
+depends on what that process has compiled before. Therefore the files of each folder are compiled by
+a process of their own that begins as all others did, however many of them run at the same time.
 
 File times are set when an image is packed, so bytecode that is checked against them would be
 invalid, and each start on the read-only image would compile it again.
@@ -37,7 +37,7 @@ def folders_below(top: str) -> list[str]:
 
 
 def compile_folder(folder: str, below: str) -> None:
-    """Compile the files of one folder; those that are no Python (templates, other versions) stay."""
+    """Compile the files of one folder; what is no Python (templates, other versions) stays."""
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         if not name.endswith(".py") or os.path.islink(path) or not os.path.isfile(path):
@@ -51,26 +51,30 @@ def compile_folder(folder: str, below: str) -> None:
 
 
 def compile_all(folders: list[str], below: str, processes: int) -> bool:
-    """Compile each folder in a process of its own, `processes` at a time; say whether all went well."""
+    """Compile each folder in a process of its own, `processes` at a time; say if all went well."""
     running, well = 0, True
-    for folder in [*folders, *[""] * processes]:
-        if running == processes or not folder:
-            if not running:
-                break
+    for folder in folders:
+        if running == processes:
             well = os.wait()[1] == 0 and well
             running -= 1
-        if folder:
-            running += 1
-            if os.fork() == 0:
-                status = 1
-                try:
-                    compile_folder(folder, below)
-                    status = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    os._exit(status)
+        if os.fork() == 0:
+            compile_and_exit(folder, below)
+        running += 1
+    for _ in range(running):
+        well = os.wait()[1] == 0 and well
     return well
+
+
+def compile_and_exit(folder: str, below: str) -> None:
+    """What a child process does; nothing of its parent's is closed or written a second time."""
+    status = 1
+    try:
+        compile_folder(folder, below)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def main(arguments: list[str]) -> int:

@@ -19,12 +19,13 @@ split() { # keep the requirements that are (1) or are not (0) source packages, w
 split 0 > /mnt/scratch/wheels.txt
 split 1 > /mnt/scratch/sources.txt
 
-# Bytecode is compiled here, and not checked against file times: those are set when the image is
-# packed, and without valid bytecode each start on the read-only image pays for it again.
-export UV_CACHE_DIR=/mnt/uv-cache UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 \
-    UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH
-install="$tools/bin/uv pip install --system --break-system-packages --no-deps --require-hashes"
+# Bytecode is compiled by the image's definition at the end, by compile_bytecode.py.
+export UV_CACHE_DIR=/mnt/uv-cache UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1
+# --no-index: uv has no variable for it, and would take what its cache knows of an index.
+install="$tools/bin/uv pip install --system --break-system-packages --no-index --no-deps"
+install="$install --require-hashes"
 $install --only-binary :all: -r /mnt/scratch/wheels.txt
 if [ -s /mnt/scratch/sources.txt ]; then
-    PYTHONPATH=$tools $install --no-build-isolation -r /mnt/scratch/sources.txt
+    # Without the cache: a package that another build made there may have been made otherwise.
+    PYTHONPATH=$tools $install --no-cache --no-build-isolation -r /mnt/scratch/sources.txt
 fi

@@ -1,4 +1,4 @@
-"""The last step on a file tree before it is packed: nothing of the build's time, place or user stays.
+"""The last step before a file tree is packed: nothing of the build's time, place or user stays.
 
     env -i PYTHONHASHSEED=0 python3 -S -s -B /mnt/normalise.py /mnt/tree DAY WORK_FOLDER
 
@@ -23,14 +23,15 @@ import sys
 # What a build leaves behind and nobody needs at run time; each name below the tree's root. Contents
 # of folders of which the running system has its own (dev, proc, sys, run, tmp) are no use either.
 LEFTOVERS = (
-    "dev/*", "proc/*", "sys/*", "run/*", "tmp/*", "tmp/.[!.]*", "var/tmp/*", "var/tmp/.[!.]*", "mnt/*",
+    "dev/*", "proc/*", "sys/*", "run/*", "tmp/*", "tmp/.[!.]*", "var/tmp/*", "var/tmp/.[!.]*",
+    "mnt/*",
     "root/.cache", "root/.bash_history", "root/.python_history", "root/.wget-hsts", "root/.local",
     "var/cache/apt/*", "var/lib/apt/lists/*", "var/cache/debconf/*-old", "var/lib/dpkg/*-old",
     "var/cache/ldconfig/aux-cache",  # inode numbers and times
     "var/cache/fontconfig/*", "var/lib/systemd/random-seed", "var/lib/systemd/catalog/database",
-    "var/lib/dbus/machine-id", "var/lib/urandom/*", "etc/ssh/ssh_host_*", "etc/.pwd.lock", "etc/hostname",
-    "etc/mailname", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/subuid-",
-    "etc/subgid-", "etc/ssl/private/*",
+    "var/lib/dbus/machine-id", "var/lib/urandom/*", "etc/ssh/ssh_host_*", "etc/.pwd.lock",
+    "etc/hostname", "etc/mailname", "etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-",
+    "etc/subuid-", "etc/subgid-", "etc/ssl/private/*",
     ".singularity.d/bootstrap_history",
 )
 # Emptied and not removed: programs and Apptainer's mounts expect them to be there.
@@ -104,14 +105,24 @@ def is_checked_by_time(path: str) -> bool:
     return len(head) < 8 or int.from_bytes(head[4:], "little") != UNCHECKED_HASH
 
 
-def walk(tree: str, work: str) -> list[str]:
-    """Set modes, remove installers' notes and bytecode that is checked by time, look for the build's
-    own path; return the files that hold it.
+def leave_out_notes(record: str) -> None:
+    """Remove the installer's notes from a package's list of files."""
+    with open(record, encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        lines = stream.readlines()
+    kept = [line for line in lines if os.path.basename(line.partition(",")[0]) not in NOTES]
+    if kept != lines:
+        with open(record, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            stream.writelines(kept)
 
-    Modes follow from one question, whether the owner may execute a file: 755 or 644, folders 755, and
-    1777 for folders of temporary files. So they don't depend on anybody's umask. Everybody may read
-    everything, as all files belong to root and everybody runs the image; set-user-id bits mean nothing
-    there, since Apptainer mounts images without them.
+
+def walk(tree: str, work: str) -> list[str]:
+    """Set modes, remove installers' notes and bytecode that is checked by time, and look for the
+    build's own path; return the files that hold it.
+
+    Modes follow from one question, whether the owner may execute a file: 755 or 644, folders 755,
+    and 1777 for folders of temporary files. So they don't depend on anybody's umask. Everybody may
+    read everything, as all files belong to root and everybody runs the image; set-user-id bits mean
+    nothing there, since Apptainer mounts images without them.
     """
     needle = os.fsencode(work)
     holding = []
@@ -129,6 +140,8 @@ def walk(tree: str, work: str) -> list[str]:
             if not stat.S_ISREG(mode) or name in NOTES:
                 os.unlink(path)  # devices, sockets, pipes
                 continue
+            if name == "RECORD" and folder.endswith(".dist-info"):
+                leave_out_notes(path)
             if name.endswith(".pyc") and is_checked_by_time(path):
                 os.unlink(path)
                 continue
@@ -156,7 +169,8 @@ def main(arguments: list[str]) -> int:
     set_password_days(tree, datetime.date.fromisoformat(day))
     write_labels(tree)
     # Debian's packages compile when they are configured, with file times.
-    folders = [path for pattern in PYTHON for path in glob.glob(os.path.join(glob.escape(tree), pattern))]
+    folders = [path for pattern in PYTHON
+               for path in glob.glob(os.path.join(glob.escape(tree), pattern))]
     compiler = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compile_bytecode.py")
     subprocess.run([sys.executable, "-S", "-s", "-B", compiler, "--below", tree, *sorted(folders)],
                    check=True)

@@ -1,4 +1,4 @@
-"""Build an image: inputs and hash, sandbox from the definition file, tidy up, pack, test, publish.
+"""Build an image: inputs and hash, sandbox from the definition file, normalise, pack, test.
 
     sh bin/_llm/tool.sh image build --image llm --variant cpu
 """
@@ -18,16 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _llm import checks
-from _llm.debian import debian_mirrors, sha256_of
+from _llm.debian import sha256_of
 from _llm.errors import LLMError
-from _llm.images import llama_cpp, staging, steps
+from _llm.images import llama_cpp, needs, pip_settings, registry, staging, steps
 from _llm.images.bootstrap import unpack_base
 from _llm.images.catalog import Image, load_image
 from _llm.images.inputs import DIGEST_LENGTH, digest_of, image_inputs, lock_date
-from _llm.images.locks import read_apt_lock
+from _llm.images.pack import COMPRESSION, FIXED, pack
+from _llm.images.sbom import make_sbom
+from _llm.images.store import Store, make_store
 
 # As apptainer(1) names them, without APPTAINER_ or SINGULARITY_.
 REGISTRY_VARIABLES = ("DOCKER_USERNAME", "DOCKER_PASSWORD", "NOHTTPS", "AUTHFILE")
+# What else of the host's environment Apptainer gets: a build sees no locale, time zone or user.
+PASSED = ("PATH", "HOME", "XDG_RUNTIME_DIR",
+          *pip_settings.PROXY_VARIABLES, *pip_settings.CA_VARIABLES)
 # Room for the sandbox and the packed image, in GiB (measured: cpu 2.5, cuda13 11).
 NEED_GIB = {"": 2, "cpu": 6, "cuda12": 24, "cuda13": 24}
 
@@ -40,7 +45,8 @@ class Request:
     compiled parts. base: BASE of the command line, "" for Debian's packages. architectures: GPU
     architectures as CMake writes them. apptainer: path of the program. flags: what `apptainer exec`
     needs here. fakeroot: folder of the fakeroot program, "" where it is not needed. mirror: the
-    site profile's Debian mirrors, "" for the host's own.
+    site profile's Debian mirrors, "" for the host's own. archives: folders that a site keeps inputs
+    in, looked at before anything is fetched.
     """
 
     containers: Path
@@ -52,16 +58,31 @@ class Request:
     architectures: tuple[str, ...] = ()
     mirror: str = ""
     fakeroot: str = ""
+    archives: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """Where everything is kept that builds take from elsewhere."""
+        return make_store(self.cache, self.archives)
+
+    @functools.cached_property
+    def pinned_base(self) -> str:
+        """SHA-256 of the manifest that BASE names in its registry now; its blobs are kept."""
+        folder = self.cache / "registry"
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_one(folder / ".lock"):
+            return registry.pin(self.base, self.store, folder, self.apptainer, self.env)
 
     @functools.cached_property
     def env(self) -> dict[str, str]:
         """Environment of Apptainer: nothing that would change a build by accident.
 
-        How a registry is reached (account, no HTTPS) passes: it changes no image.
+        How a registry is reached (account, no HTTPS, proxy) passes: it changes no image.
         """
-        dropped, registry = ("APPTAINER", "SINGULARITY", "LD_", "PYTHON"), REGISTRY_VARIABLES
-        env = {k: v for k, v in os.environ.items()
-               if not k.startswith(dropped) or k.partition("_")[2] in registry}
+        programs = ("APPTAINER_", "SINGULARITY_")
+        env = {k: v for k, v in os.environ.items() if k in PASSED
+               or (k.startswith(programs) and k.partition("_")[2] in REGISTRY_VARIABLES)}
+        env["LC_ALL"] = "C.UTF-8"
         folders = [self.fakeroot, os.path.dirname(self.apptainer), env.get("PATH", "")]
         env["PATH"] = os.pathsep.join([*filter(None, folders), "/usr/sbin", "/sbin"])
         return env
@@ -69,15 +90,20 @@ class Request:
     @functools.cached_property
     def tools(self) -> dict[str, str]:
         """Versions of the programs that make the image."""
+        mksquashfs = subprocess.run([self.mksquashfs, "-version"], capture_output=True, text=True,
+                                    check=False, env=self.env).stdout.split("\n")[0]
+        return {"apptainer": checks.apptainer_version(self.apptainer),
+                "mksquashfs": " ".join(mksquashfs.split()[:3]),
+                "mksquashfs arguments": f"{COMPRESSION} {FIXED}"}
+
+    @functools.cached_property
+    def mksquashfs(self) -> str:
+        """Path of the program."""
         program = shutil.which("mksquashfs", path=self.env["PATH"])
         if not program:
             raise LLMError("mksquashfs is missing", "it packs an image; Apptainer's own packages "
                            "bring it along", "an administrator installs the package squashfs-tools")
-        mksquashfs = subprocess.run([program, "-version"], capture_output=True, text=True,
-                                    check=False, env=self.env).stdout.split("\n")[0]
-        return {"apptainer": checks.apptainer_version(self.apptainer),
-                "mksquashfs": " ".join(mksquashfs.split()[:3]),
-                "mksquashfs arguments": steps.MKSQUASHFS_ARGUMENTS}
+        return program
 
 
 def inputs_of(image: Image, request: Request) -> dict[str, str]:
@@ -90,6 +116,8 @@ def inputs_of(image: Image, request: Request) -> dict[str, str]:
         file = Path(request.base.split(":", 1)[-1])
         if request.base and file.is_file():
             parent = f"file {sha256_of(file)}"
+        if registry.is_reference(request.base):
+            parent = f"{registry.PREFIX}sha256:{request.pinned_base}"
     if compiles_for_gpus(image):
         arguments["CUDA_ARCHITECTURES"] = " ".join(request.architectures)
     return image_inputs(image, parent, arguments, request.tools)
@@ -173,17 +201,26 @@ def make(
         arguments = build_arguments(image, str(parent or ""), root, digest_of(inputs))
         definition = (image.folder / "image.def").read_text()
         if not image.parent:
-            definition = steps.effective_definition(definition, request.base)
+            base = request.base
+            if registry.is_reference(base):
+                base = registry.make_layout(request.pinned_base, request.store, work / "base")
+            definition = steps.effective_definition(definition, base)
         env = build_env(request, work, image)
         log.step(2, 5, "sandbox from the definition file")
         sandbox = steps.make_sandbox(request.apptainer, image, definition, arguments, binds, work,
                                      env, log)
-        log.step(3, 5, "tidy up")
-        steps.tidy(request.apptainer, sandbox, binds, env, log)
+        log.step(3, 5, "normalise: nothing of this build's time, place or user stays")
+        day, digest = day_of(image), digest_of(inputs)
+        written = canonical_definition(image, request, inputs)
+        (sandbox / ".singularity.d/Singularity").write_text(written)
+        (folder / "tree").mkdir()
+        steps.normalise(request.apptainer, sandbox, binds, day, env, log)
         log.step(4, 5, "pack")
+        sbom = make_sbom(sandbox, image.label, digest, day)
         part = target.with_name(f".{target.name}.part-{os.getpid()}")
         try:
-            steps.pack(request.apptainer, sandbox, part, env, log)
+            pack(request.apptainer, request.mksquashfs, sandbox, part, definition=written,
+                 sbom=sbom, digest=digest, epoch=epoch_of(day), env=env, log=log)
             log.step(5, 5, f"smoke test ({part.stat().st_size / 2**20:.0f} MiB)")
             steps.smoke_test(request.apptainer, part, request.flags, env, log)
             steps.publish(part, target)
@@ -192,16 +229,16 @@ def make(
     print(f"image: {target} is ready", flush=True)
 
 
-def stage(image: Image, folder: Path, request: Request) -> list[str]:
-    """Make the staging folder with the packages of the image and of its parents."""
-    packages = []
-    chain: Image | None = image
-    while chain:
-        packages += read_apt_lock(locks_of(chain)[0])
-        chain = load_image(request.containers, chain.parent) if chain.parent else None
-    mirrors = debian_mirrors(dict(os.environ), request.mirror)
-    return staging.make_staging(folder, request.containers, packages, mirrors, request.cache,
-                                os.environ)
+def stage(image: Image, folder: Path, request: Request, flavour: str = "") -> list[str]:
+    """Make the staging folder of an image, or of the sandbox that compiles a flavour of llama.cpp.
+
+    Everything that comes from elsewhere is in the archive then, checked by its SHA-256: the sandbox
+    needs no network. Returns the `--bind` options that show it to the build.
+    """
+    wanted = needs.needs_of_compiling(image, flavour, request.containers) if flavour \
+        else needs.needs_of(image, request.containers)
+    files = needs.collect(wanted, request.store, request.mirror)
+    return staging.make_staging(folder, request.containers, files, request.store, request.cache)
 
 
 def build_env(request: Request, work: Path, image: Image) -> dict[str, str]:
@@ -209,7 +246,7 @@ def build_env(request: Request, work: Path, image: Image) -> dict[str, str]:
     env = dict(request.env)
     env["APPTAINER_TMPDIR"] = env["TMPDIR"] = str(work)
     env["APPTAINER_CACHEDIR"] = str(request.cache / "apptainer")
-    env["SOURCE_DATE_EPOCH"] = str(epoch_of(lock_date(image)))
+    env["SOURCE_DATE_EPOCH"] = str(epoch_of(day_of(image)))
     return env
 
 
@@ -219,6 +256,21 @@ def build_arguments(image: Image, parent: str, root: str, digest: str) -> dict[s
                   "LOCK_DATE": lock_date(image)}
     text = (image.folder / "image.def").read_text()
     return {key: value for key, value in everything.items() if f"{{{{ {key} }}}}" in text}
+
+
+def canonical_definition(image: Image, request: Request, inputs: Mapping[str, str]) -> str:
+    """The definition file as an image carries it: build arguments replaced, and its base named by
+    what it is, not by where it was."""
+    parent, root = inputs["parent"], "locked-debian-packages"
+    if image.parent:
+        parent = f"{image.parent}-{parent[:DIGEST_LENGTH]}"
+    text = (image.folder / "image.def").read_text()
+    if request.base and not image.parent:
+        base = parent if "://" in parent else f"localimage:{parent}"
+        text = steps.effective_definition(text, base)
+    for name, value in build_arguments(image, parent, root, digest_of(inputs)).items():
+        text = text.replace(f"{{{{ {name} }}}}", value)
+    return text
 
 
 def compiled_parts(
@@ -260,7 +312,7 @@ def compile_llama(
     with staging.work_folder(os.environ, 8) as work:
         folder = work / "staging"
         cpu = replace(image, variant="cpu")
-        binds = stage(cpu, folder, request)
+        binds = stage(cpu, folder, request, flavour)
         (folder / "compile-apt.lock").write_text(locks_of(cpu)[0].read_text())
         for name, source in (("llama.cpp-scripts", scripts), ("out", work / "out")):
             (folder / name).mkdir()
@@ -307,12 +359,17 @@ def remove_parts(images: Path, image: Image) -> None:
             part.unlink()
 
 
-def epoch_of(day: str) -> int:
-    """Seconds since 1970 of a day's beginning (UTC); 0 for a day that is not known."""
+def day_of(image: Image) -> str:
+    """The day that an image's files and labels have: that of its newest lock, else 1970-01-01."""
     try:
-        moment = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.timezone.utc)
+        return datetime.date.fromisoformat(lock_date(image)).isoformat()
     except ValueError:
-        return 0
+        return "1970-01-01"
+
+
+def epoch_of(day: str) -> int:
+    """Seconds since 1970 of a day's beginning (UTC)."""
+    moment = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.timezone.utc)
     return int(moment.timestamp())
 
 

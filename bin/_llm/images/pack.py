@@ -1,9 +1,9 @@
 """Pack a normalised file tree into an image file: the same tree gives the same bytes everywhere.
 
-mksquashfs is started here and not by Apptainer, which gives files their own times, and the SIF is put
-together with Apptainer's own `sif new` and `sif add`, whose random id and dates are then replaced:
+mksquashfs is started here and not by Apptainer, which gives files their own times, and the SIF is
+put together with Apptainer's own `sif new` and `sif add`, whose random id and dates are replaced:
 
-    id      the first 16 bytes of the SHA-256 of the inputs, marked as a UUID of version 8 (RFC 9562)
+    id      the first 16 bytes of the inputs' SHA-256, marked as a UUID of version 8 (RFC 9562)
     dates   the day on which the inputs were locked
 
 Format of a SIF: bin/_llm/sif.py.
@@ -25,16 +25,16 @@ from _llm.sif import read_objects
 # docs/performance.md.
 COMPRESSION = "-comp zstd -Xcompression-level 9 -b 256K"
 # All files belong to root: nobody else's ids mean anything on the machines where an image runs, and
-# an ordinary user could not unpack a parent image that has others. No extended attributes: they come
-# from the file system and the namespace of the build.
+# an ordinary user could not unpack a parent image that has others. No extended attributes: they
+# come from the file system and the namespace of the build.
 FIXED = "-all-root -no-xattrs -noappend -no-progress"
 # Where an image says in which order its files are read, a path a line; it need not exist.
 READING_ORDER = "opt/llm/reading-order.txt"
 MAX_PRIORITY = 32767  # of mksquashfs -sort
 LAUNCH = b"#!/usr/bin/env run-singularity\n"
-# Places in the header (bin/_llm/sif.py): id, and created and modified behind it; in a descriptor the
-# dates, and user and group of who added the object.
-ID_AT, DATES_AT = 48, 64
+# Places in the header (bin/_llm/sif.py): id, and created and modified behind it; in a descriptor
+# the dates, and user and group of who added the object.
+ID_AT = 48
 DESCRIPTOR_DATES_AT = struct.calcsize("<i?IIIqqq")
 GROUP = "1"  # of all objects, so that one signature covers them
 ARCHITECTURES = {"x86_64": "2", "aarch64": "4"}

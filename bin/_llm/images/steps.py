@@ -1,4 +1,4 @@
-"""The steps of a build, a function each: sandbox from the definition file, tidy up, pack, test."""
+"""The steps of a build, a function each: sandbox, normalise, test, publish; pack.py packs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,8 @@ from _llm.images.catalog import Image
 from _llm.images.staging import fakeroot_flags
 
 TAIL_LINES = 30
-# benchmarks/squashfs.py compares settings by size, packing time and import time; its table is in
-# docs/performance.md. All files belong to root: nobody else's ids mean anything on the machines
-# where an image runs, and an ordinary user could not unpack a parent image that has others.
-MKSQUASHFS_ARGUMENTS = "-comp zstd -Xcompression-level 9 -b 256K -all-root"
-# Where an image says in which order its files are read, a path a line; it need not exist.
-READING_ORDER = "opt/llm/reading-order.txt"
-MAX_PRIORITY = 32767  # of mksquashfs -sort
+# Variables that a program of an image, run while it is built, must not get from the host.
+CLEAN = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "PYTHONHASHSEED=0")
 
 
 class Log:
@@ -49,7 +44,7 @@ class Log:
             stream.flush()
             process = subprocess.Popen(
                 [str(word) for word in command], stdout=stream, stderr=stream,
-                stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)
+                stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True, umask=0o022)
             try:
                 status = process.wait()
             except BaseException:
@@ -111,39 +106,18 @@ def make_sandbox(
     return sandbox
 
 
-def tidy(
-    apptainer: str, sandbox: Path, binds: Sequence[str], env: Mapping[str, str], log: Log,
+def normalise(
+    apptainer: str, sandbox: Path, binds: Sequence[str], day: str, env: Mapping[str, str], log: Log,
 ) -> None:
-    """Remove logs, caches and other leftovers inside the sandbox."""
-    log.run([apptainer, "exec", *fakeroot_flags(), "--writable", "--no-home", "--no-mount",
-             "tmp,cwd,bind-paths", *binds[:2], sandbox, "sh", "/mnt/tidy.sh"], env, "tidying up")
+    """Remove from the sandbox what depends on when, where and by whom it was built.
 
-
-def pack(
-    apptainer: str, sandbox: Path, image_file: Path, env: Mapping[str, str], log: Log,
-) -> None:
-    """Pack the sandbox into an image file, the files that are read first in front."""
-    arguments = MKSQUASHFS_ARGUMENTS
-    order = sandbox / READING_ORDER
-    if order.is_file():
-        text = sort_file(order.read_text(encoding="utf-8"))
-        (sandbox.parent / "priorities.txt").write_text(text, encoding="utf-8")
-        # A name without a path: Apptainer splits the arguments at spaces, which a path may have.
-        arguments += " -sort priorities.txt"
-    log.run(["env", "-C", sandbox.parent, apptainer, "build", *fakeroot_flags(),
-             "--mksquashfs-args", arguments, image_file.absolute(), sandbox.absolute()], env,
-            "packing the image")
-
-
-def sort_file(reading_order: str) -> str:
-    """Return mksquashfs's sort file, `path priority` a line, for absolute paths in reading order.
-
-    Paths with white space or a backslash keep the packer's place: mksquashfs would need them
-    escaped, and no file that a program reads at its start has one.
+    The sandbox's own Python does it, in a container of the sandbox that sees it a second time as
+    /mnt/tree, because there the files of other users can be changed. day: YYYY-MM-DD. binds: of the
+    staging folder, which has the folder `tree`.
     """
-    paths = [line[1:] for line in reading_order.splitlines() if re.fullmatch(r"/[^\s\\]+", line)]
-    return "".join(f"{path} {MAX_PRIORITY - number}\n"
-                   for number, path in enumerate(paths[:MAX_PRIORITY]))
+    log.run([apptainer, "exec", *fakeroot_flags(), "--no-home", "--no-mount", "tmp,cwd,bind-paths",
+             *binds[:2], "--bind", f"{sandbox}:/mnt/tree", sandbox, *CLEAN, "python3", "-S", "-s",
+             "-B", "/mnt/normalise.py", "/mnt/tree", day, sandbox.parent.name], env, "normalising")
 
 
 def smoke_test(

@@ -19,7 +19,6 @@ from _llm.images.steps import (
     effective_definition,
     publish,
     set_link,
-    sort_file,
     stop_group,
 )
 
@@ -124,10 +123,3 @@ def test_compile_key_depends_on_source_and_scripts_alone(tmp_path: Path) -> None
     assert compile_key(tmp_path, "cpu") != newer
     ampere = compile_key(tmp_path, "cuda13", ["80-real"])
     assert ampere != compile_key(tmp_path, "cuda13", ["90-real"])
-
-
-def test_files_that_are_read_first_are_packed_first() -> None:
-    order = "/usr/lib/a.py\n/opt/with space.py\nrelative\n/usr/lib/back\\slash\n/usr/lib/b.py\n"
-    assert sort_file(order) == "usr/lib/a.py 32767\nusr/lib/b.py 32766\n"
-    many = sort_file("".join(f"/f{number}\n" for number in range(40_000))).splitlines()
-    assert len(many) == 32767 and many[-1] == "f32766 1"
