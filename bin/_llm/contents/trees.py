@@ -170,6 +170,11 @@ def object_differences(a: Path, b: Path) -> list[Difference]:
     return [*found, Difference("(header)", header)] if header else found
 
 
+def other_differences(a: Path, b: Path) -> list[str]:
+    """What differs between two SIFs outside their squashfs, as lines: `time: (header)`."""
+    return [f"{', '.join(item.reasons)}: {item.path}" for item in object_differences(a, b)]
+
+
 def _name(item: sif.Object) -> str:
     kind = OBJECTS.get(item.type, f"type {item.type:#x}")
     return f"object {item.id}, {kind}"
