@@ -187,7 +187,9 @@ def check_signatures(
             try:
                 verify(apptainer, str(folder / entry.file), wanted)
             except LLMError as error:
-                faults.append(f"{entry.file}: {one_line(error)}")
+                path = str(folder / entry.file)
+                said = one_line(error).replace(f"the image {path} is", "it is")
+                faults.append(f"{entry.file}: {said.replace(path, entry.file)}")
     return signed_by, faults
 
 

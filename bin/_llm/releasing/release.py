@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -110,8 +111,9 @@ def main(arguments: Sequence[str]) -> int:
     with files.explain_full(plan.output, "make release … OUTPUT=/folder/with/room"):
         done = make_release(plan)
     print(f"release: {plan.folder} is ready ({files.gib(total_size(done))}, "
-          f"{len(done.files)} files)\nrelease: check it: make import FROM={plan.folder} "
-          "ARGS=--check" + (" KEY=the public key" if plan.signs else ""))
+          f"{len(done.files)} files)\n"
+          f"release: check it: make import FROM={shlex.quote(str(plan.folder))}"
+          " ARGS=--check" + (" KEY=PUBLIC_KEY" if plan.signs else ""))
     return 0
 
 
@@ -125,7 +127,7 @@ def make_plan(options: argparse.Namespace) -> tuple[Plan | None, list[LLMError]]
                                "make release VERSION=1.2.0"))
         version = "0.0.0"
     if options.key and options.signer:
-        faults.append(LLMError("KEY and SIGNER are given", "one of them signs the release",
+        faults.append(LLMError("KEY and SIGNER are both given", "one of them signs the release",
                                "leave one of them out"))
     for name, path in (("KEY", options.key), ("--public-key", options.public_key)):
         if path and not os.path.isfile(path):
