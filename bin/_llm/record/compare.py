@@ -22,8 +22,8 @@ SAME, OTHER, MISSING, NEW, CLOSE, SHOWN = "same", "other", "missing", "new", "cl
 MOST_LINES = 40
 # Parts of a metric's name: clocks, memory, speed, and the place of a run.
 MEASURED = re.compile(
-    r"(?:^|[._])(?:s|ms|us|seconds|per_s|per_second|flops|mfu|mbu|uptime|speed|port|waited|eta)"
-    r"(?:$|[._])|(?:peak|host|gpu|memory|rss|free|predicted)\w*_bytes|_s_per_|bytes_per_s"
+    r"(?:^|[._])(?:s|ms|us|seconds|per_s|per_second|per_min|min|flops|mfu|mbu|uptime|speed|port|waited|eta)"
+    r"(?:$|[._])|(?:peak|host|gpu|memory|rss|free|predicted)\w*_bytes"
 )
 # Counts of what a model chose to say: they move with the last digit of a logit.
 SAID = re.compile(r"completion|generated|unread|stopped|finish|new_tokens|answer")
@@ -102,12 +102,13 @@ class Comparison:
             lines.append(f"{word:<10} {plain(row.name)}")
         if len(self.results) > MOST_LINES:
             lines.append(f"... and {len(self.results) - MOST_LINES} more files")
-        order = {OTHER: 0, MISSING: 0, NEW: 0, CLOSE: 1, SAME: 2, SHOWN: 3}
-        for row in sorted(self.metrics, key=lambda row: order[row.state])[:MOST_LINES]:
+        order = {OTHER: 0, MISSING: 0, NEW: 0, CLOSE: 1, SHOWN: 2}
+        rows = [row for row in self.metrics if row.state in order]
+        for row in sorted(rows, key=lambda row: order[row.state])[:MOST_LINES]:
             values = f"{_short(row.then)} -> {_short(row.now)}"
             lines.append(f"{row.state:<10} {plain(row.name)}: {values}")
-        if len(self.metrics) > MOST_LINES:
-            lines.append(f"... and {len(self.metrics) - MOST_LINES} more metrics (--json has all)")
+        if len(rows) > MOST_LINES:
+            lines.append(f"... and {len(rows) - MOST_LINES} more metrics (--json has all)")
         return "\n".join([*lines, self.verdict()])
 
 
@@ -156,6 +157,8 @@ def compare_metrics(then: dict[str, Any], now: dict[str, Any], tolerance: float)
     rows = []
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)
+        if before is None and after is None:
+            continue
         if MEASURED.search(name):
             state = SHOWN
         elif isinstance(before, str) or isinstance(after, str):

@@ -19,7 +19,7 @@ from _llm.record.finding import GONE, OK, OTHER, UNKNOWN, Finding
 from _llm.record.images import find_image, identity
 from _llm.record.inputs import check_inputs
 from _llm.record.reading import Record, find_record, inputs, plain, read_record, recipe_file
-from _llm.record.surroundings import hardware, this_host
+from _llm.record.surroundings import counts, hardware, this_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 WIDTH, INDENT = 100, 12
 LONGEST_VALUE = 200
 MOST_METRICS, MOST_RESULTS = 30, 10
-UNITS = (("_per_s", "/s"), ("_bytes", "B"), ("_s", "s"), ("_ms", "ms"))
+UNITS = (("bytes_per_s", "B/s"), ("_per_s", "/s"), ("_per_min", "/min"), ("_bytes", "B"),
+         ("_s", "s"), ("_ms", "ms"))
 BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 COLUMNS = ("record", "recipe", "status", "started", "took", "image", "commit", "model")
 
@@ -48,10 +49,11 @@ def screen(record: Record, home: str) -> str:
         rows.append((part, f"{given or path}{known} {digest}".strip()))
     rows += [("host", _host(record)), ("slurm", _pairs(record.part("slurm"))),
              ("launch", _launch(record)), ("folder", record.text("cwd")),
-             ("variables", _pairs(record.part("environment")))]
+             ("variables", _pairs({name: value for name, value in record.part("environment").items()
+                                   if counts(name)}))]
     settings, defaults_known = changed_settings(record, home)
     rows.append(("config" if not defaults_known else "options", _pairs(settings) or "all as usual"))
-    rows += [("metrics", line) for line in _metrics(record)]
+    rows.append(("metrics", "; ".join(_metrics(record))))
     rows += [("results", line) for line in _results(record)]
     replayed = record.data.get("replay_of")
     if isinstance(replayed, dict):
@@ -219,7 +221,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 def _metrics(record: Record) -> list[str]:
     found = [(name, value) for name, value in flat(record.part("metrics")) if value is not None]
-    lines = [f"{name}: {with_unit(name, value)}" for name, value in found[:MOST_METRICS]]
+    lines = [f"{name} {with_unit(name, value)}" for name, value in found[:MOST_METRICS]]
     more = len(found) - MOST_METRICS
     return [*lines, f"... and {more} more (--json has all)"] if more > 0 else lines
 
@@ -229,8 +231,8 @@ def with_unit(name: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     unit = next((unit for end, unit in UNITS if name.endswith(end)), "")
-    if unit == "B":
-        return _size(value)
+    if unit[:1] == "B":
+        return _size(value) + unit[1:]
     text = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     return f"{text} {unit}".strip()
 

@@ -24,7 +24,9 @@ OF_A_HOST = re.compile(
     r".*_(HOME|DIR|PATH|CACHE|IFNAME|HCA|ENDPOINT|ROOT|VERSION)"
     r"|.*_(TOKEN|SECRET|PASSWORD|KEY)(_.*)?|.*VISIBLE_DEVICES|NVIDIA_.*"
 )
-NOT_SHOWN = re.compile("LANG|LANGUAGE|LC_.*")  # llm-run makes them C.UTF-8 in any case
+# llm-run makes the locale C.UTF-8 in any case; the others are set by the recipes themselves.
+NOT_SHOWN = re.compile("LANG|LANGUAGE|LC_.*|HF_HUB_DISABLE_.*|TRANSFORMERS_VERBOSITY"
+                       "|TOKENIZERS_PARALLELISM")
 NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -40,9 +42,9 @@ def variables(record: Record, env: Mapping[str, str]) -> tuple[dict[str, str], l
         text = "the record has no variables: those that are set here hold"
         return made, [Finding("variables", UNKNOWN, text)]
     wanted = {name: value for name, value in recorded.items()
-              if isinstance(value, str) and "\0" not in value and _counts(name)}
+              if isinstance(value, str) and "\0" not in value and counts(name)}
     changes = []
-    for name in sorted({*wanted, *filter(_counts, env)}):
+    for name in sorted({*wanted, *filter(counts, env)}):
         old, new = env.get(name), wanted.get(name)
         if old == new:
             continue
@@ -122,7 +124,8 @@ def this_host() -> dict[str, object]:
     return found
 
 
-def _counts(name: str) -> bool:
+def counts(name: str) -> bool:
+    """Say whether a variable belongs to a run: not to a host, a job or a user."""
     return bool(NAME.fullmatch(name) and CHANGES_A_RUN.fullmatch(name)
                 and not OF_A_HOST.fullmatch(name))
 
