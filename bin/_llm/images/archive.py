@@ -171,13 +171,15 @@ def read_index(folder: Path) -> list[dict[str, object]]:
     """The entries of an archive's index.json; empty, and said, where it can't be read."""
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [entry for entry in found["files"]
-                if isinstance(entry["sha256"], str) and isinstance(entry["for"], list)]
+        entries = list(found["files"])
+        if all(isinstance(e["sha256"], str) and isinstance(e["for"], list) for e in entries):
+            return entries
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError):
-        print(f"archive: note: {folder / INDEX} could not be read; it is written anew", flush=True)
-        return []
+        pass
+    print(f"archive: note: {folder / INDEX} could not be read; it is written anew", flush=True)
+    return []
 
 
 def check(folder: Path, wanted: Sequence[tuple[str, needs.Needs]], base: str = "") -> int:

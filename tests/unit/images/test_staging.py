@@ -1,0 +1,54 @@
+"""The staging folder: what a build sees of the archive, and nothing of the host's settings."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from _llm.images.needs import Files
+from _llm.images.staging import make_staging
+from _llm.images.store import Store, place_of
+
+
+def put(archive: Path, sha256: str, name: str) -> Path:
+    file = place_of(archive, sha256) / name
+    file.parent.mkdir(parents=True)
+    file.write_text(name)
+    return file
+
+
+def test_python_files_are_links_into_the_bound_archives(tmp_path: Path) -> None:
+    containers = tmp_path / "containers"
+    containers.mkdir()
+    (containers / "build.lock").write_text("lock")
+    packages = Store(tmp_path / "own é", (tmp_path / "site 1", tmp_path / "empty"))
+    (tmp_path / "empty").mkdir()
+    files = Files((), (put(packages.own, "a" * 64, "a-1-py3-none-any.whl"),
+                       put(packages.shared[0], "b" * 64, "b-1.tar.gz")))
+    folder = tmp_path / "staging"
+    binds = make_staging(folder, containers, files, packages, tmp_path / "cache")
+    assert binds[1::2] == [f"{folder}:/mnt", f"{tmp_path}/site 1:/mnt/archive/0:ro",
+                           f"{tmp_path}/own é:/mnt/archive/2:ro",
+                           f"{tmp_path}/cache/uv:/mnt/uv-cache"]
+    assert (folder / "build.lock").read_text() == "lock"
+    # What the links name in the build, followed by way of the binds.
+    for number, archive in ((0, packages.shared[0]), (2, packages.own)):
+        shutil.copytree(archive, folder / "archive" / str(number), dirs_exist_ok=True)
+    for link in (folder / "python").iterdir():
+        inside = Path(str(link.readlink()).replace("/mnt/", f"{folder}/", 1))
+        assert inside.read_text() == link.name
+    assert len(list((folder / "python").iterdir())) == 2
+
+
+def test_a_build_knows_no_index_and_no_account(tmp_path: Path) -> None:
+    (tmp_path / "containers").mkdir()
+    make_staging(tmp_path / "staging", tmp_path / "containers", Files((), ()),
+                 Store(tmp_path / "own"), tmp_path / "cache")
+    done = subprocess.run(
+        ["sh", "-c", f". '{tmp_path}/staging/packages.env'; env"], capture_output=True, text=True,
+        check=True,
+        env={"PIP_INDEX_URL": "https://me:secret@index.invalid", "PATH": "/bin:/usr/bin"})
+    assert "PIP_NO_INDEX=1" in done.stdout and "UV_NO_INDEX=1" in done.stdout
+    assert "PIP_FIND_LINKS=/mnt/python" in done.stdout and "UV_OFFLINE=1" in done.stdout
+    assert "secret" not in (tmp_path / "staging/packages.env").read_text()
