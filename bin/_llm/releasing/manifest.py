@@ -262,6 +262,9 @@ def _contradictions(manifest: Manifest) -> list[str]:
     labels = [image.label for image in manifest.images]
     faults += [f"the image {label} is there twice"
                for label in sorted({label for label in labels if labels.count(label) > 1})]
+    own = {image.file_name for image in manifest.images}
+    faults += [f"the link {label}.sif has the name of an image file"
+               for label in labels if f"{label}.sif" in own]
     faults += [f"{name} is not among the files" for name in named if name not in manifest.files]
     for path, digest in manifest.locks.items():
         if path not in manifest.files:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     end_like_ctrl_c()
     folder = check.find_folder(options.folder)
     settings = load_settings(os.environ, str(HOME))
-    keys = [options.key] if options.key else settings.items("container", "keys")
+    keys = [os.path.expanduser(options.key)] if options.key else settings.items("container", "keys")
     trusted = load_keys(keys)
     images = image_folder(settings, options.prefix)
     if options.prefix:

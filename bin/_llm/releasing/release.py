@@ -126,6 +126,8 @@ def make_plan(options: argparse.Namespace) -> tuple[Plan | None, list[LLMError]]
                                "it is three numbers, and perhaps more: 1.2.0, 1.2.0-rc.1",
                                "make release VERSION=1.2.0"))
         version = "0.0.0"
+    for name in ("key", "public_key", "archive"):
+        setattr(options, name, os.path.expanduser(getattr(options, name)))
     if options.key and options.signer:
         faults.append(LLMError("KEY and SIGNER are both given", "one of them signs the release",
                                "leave one of them out"))

@@ -383,21 +383,44 @@ def test_ctrl_c_while_it_waits(folder: Path, images: Path) -> None:
     assert process.returncode == -signal.SIGINT and "Traceback" not in errors
 
 
-def test_a_release_that_can_only_be_read(folder: Path, images: Path) -> None:
-    before = [(path.name, path.lstat().st_mtime_ns) for path in sorted(folder.rglob("*"))]
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    assert take(folder) == 0
-    assert [(path.name, path.lstat().st_mtime_ns) for path in sorted(folder.rglob("*"))] == before
-
-
-def test_without_a_network(folder: Path, images: Path) -> None:
-    alone = ["unshare", "--user", "--map-root-user", "--net"]
+def test_from_a_disk_that_can_only_be_read_and_without_a_network(
+    folder: Path, images: Path,
+) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespaces here")
-    done = subprocess.run([*alone, *command(folder)], capture_output=True, text=True, check=False)
+    mount = ('mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && '
+             '! touch "$1" 2>/dev/null && shift && exec "$@"')
+    done = subprocess.run([*alone, "sh", "-c", mount, "sh", str(folder), str(folder / "x"),
+                           *command(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert listing(images) == INSTALLED
+
+
+def test_into_a_folder_that_can_only_be_read(folder: Path, images: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    images.mkdir(parents=True)
+    mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    done = subprocess.run([*alone, "sh", "-c", mount, "sh", str(images), *command(folder)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr and listing(images) == []
+
+
+def test_onto_a_disk_that_is_too_small(folder: Path, images: Path) -> None:
+    """A file system in memory, in a namespace of its own; its room is looked at before."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    images.mkdir(parents=True)
+    mount = 'mount -t tmpfs -o size=16k none "$1" && ls -A "$1" && shift && "$@"; s=$?; ' \
+            'ls -A "$LLM_IMAGE_DIR"; exit $s'
+    done = subprocess.run([*alone, "sh", "-c", mount, "sh", str(images), *command(folder)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "are needed" in done.stderr, done.stderr
+    assert done.stdout.splitlines()[-1] == ".import.lock"
 
 
 def test_a_prefix_gets_images_and_the_source(

@@ -101,6 +101,10 @@ def test_contradictions(good: Manifest) -> None:
     assert "is there twice" in faults(changed(good, images=[images[0], images[0]]))
     other = {**images[0], "sha256": "0" * 64}
     assert "has two checksums" in faults(changed(good, images=[other]))
+    stem = f"{images[1]['name']}-{images[1]['variant']}-{images[1]['inputs'][:12]}"
+    other = {**images[0], "name": stem, "file": f"images/{stem}-{images[0]['inputs'][:12]}.sif"}
+    said = faults(changed(good, images=[images[1], other]))
+    assert f"the link {stem}.sif has the name of an image file" in said
     other = {**images[0], "file": images[1]["file"]}
     assert f"and not {images[0]['file']}" in faults(changed(good, images=[other]))
     files = {**json.loads(good.to_bytes())["files"]}
