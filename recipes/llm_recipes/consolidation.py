@@ -6,7 +6,7 @@ facts = consolidate(Path("runs/a"), staging, "bf16", 5_000_000_000, None, print)
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,7 @@ def write_source(
     precision = _dtype_of(source.tensors, target)
     folders = [*checkpoint.settings, *([base] if base else [])]
     if source.adapter:
-        shutil.copyfile(source.adapter / ADAPTER_CONFIG, output / ADAPTER_CONFIG)
+        copy_adapter_settings(source.adapter, output)
     else:
         assert source.config is not None
         write_config(source.config, output, precision)
@@ -305,3 +305,18 @@ def _adapter_source(
     fix = f"is {settings / ADAPTER_CONFIG} the checkpoint's own? --base names another base"
     raise_all(name_faults(_shapes(found), expected, what, fix))
     return Source(checkpoint, {n: found[n] for n in expected}, processes, settings, None)
+
+
+def copy_adapter_settings(folder: Path, output: Path) -> None:
+    """Copy adapter_config.json with its modules in order: PEFT writes them as a set has them.
+
+    Raises:
+        OSError: If it can't be read or written.
+    """
+    text = (folder / ADAPTER_CONFIG).read_text(encoding="utf-8")
+    settings = json.loads(text)
+    modules = settings.get("target_modules")
+    if isinstance(modules, list):
+        settings["target_modules"] = sorted(modules, key=str)
+        text = json.dumps(settings, indent=2, sort_keys=True)  # as PEFT does
+    (output / ADAPTER_CONFIG).write_text(text, encoding="utf-8")

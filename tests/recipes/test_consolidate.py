@@ -19,6 +19,7 @@ import torch
 from conftest import RECIPES, make_model, recipe_environment
 from safetensors.torch import load_file
 
+from llm_recipes.consolidation import copy_adapter_settings
 from llm_recipes.errors import LLMError
 
 HERE = Path(__file__).parent
@@ -449,3 +450,12 @@ def large_checkpoint(kind: str, weights: dict[str, torch.Tensor], folder: Path) 
         prefix = folder / "global_step1" / f"zero_pp_rank_{rank}_mp_rank_00"
         torch.save({"optimizer_state_dict": optimizer}, f"{prefix}_optim_states.pt")
         torch.save(states, f"{prefix}_model_states.pt")
+
+
+def test_an_adapters_modules_are_written_in_order(tmp_path: Path) -> None:
+    given = {"r": 4, "target_modules": ["v_proj", "down_proj", "q_proj"], "peft_type": "LORA"}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/adapter_config.json").write_text(json.dumps(given))
+    copy_adapter_settings(tmp_path / "in", tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written == {**given, "target_modules": ["down_proj", "q_proj", "v_proj"]}
