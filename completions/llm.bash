@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Completion of llm-run and llm-doctor in bash; the module loads it. By hand, in a checkout:
+# Completion of llm-run, llm-doctor and llm-record in bash; the module loads it. By hand, in a checkout:
 #
 #     . completions/llm.bash
 #
@@ -32,9 +32,9 @@ _llm_complete() {
 }
 
 _llm_forget() {
-    complete -r llm-run llm-doctor 2>/dev/null
+    complete -r llm-run llm-doctor llm-record 2>/dev/null
     unset -f _llm_complete _llm_forget
     unset -v _llm_completions
 }
 
-complete -F _llm_complete llm-run llm-doctor
+complete -F _llm_complete llm-run llm-doctor llm-record

@@ -1,4 +1,4 @@
-# Completion of llm-run and llm-doctor in zsh; the module loads it. By hand, in a checkout:
+# Completion of llm-run, llm-doctor and llm-record in zsh; the module loads it. By hand, in a checkout:
 #
 #     . completions/llm.zsh
 #
@@ -26,20 +26,20 @@ _llm_complete() {
 _llm_register() {
     emulate -L zsh
     precmd_functions=(${precmd_functions:#_llm_register})
-    (( $+functions[compdef] )) && compdef _llm_complete llm-run llm-doctor
+    (( $+functions[compdef] )) && compdef _llm_complete llm-run llm-doctor llm-record
     return 0
 }
 
 _llm_forget() {
     emulate -L zsh
     (( $+precmd_functions )) && precmd_functions=(${precmd_functions:#_llm_register})
-    (( $+functions[compdef] )) && compdef -d llm-run llm-doctor
+    (( $+functions[compdef] )) && compdef -d llm-run llm-doctor llm-record
     unfunction _llm_complete _llm_register _llm_forget
     unset _llm_completions
 }
 
 if (( $+functions[compdef] )); then
-    compdef _llm_complete llm-run llm-doctor
+    compdef _llm_complete llm-run llm-doctor llm-record
 else
     typeset -ga precmd_functions
     precmd_functions+=(_llm_register)

@@ -17,7 +17,11 @@ from _llm.errors import LLMError
 
 HOME = Path(__file__).resolve().parent.parent.parent
 # Program -> the module that has its OPTIONS.
-PROGRAMS = {"llm-run": "_llm.options", "llm-doctor": "_llm.doctor.options"}
+PROGRAMS = {
+    "llm-run": "_llm.options",
+    "llm-doctor": "_llm.doctor.options",
+    "llm-record": "_llm.record.options",
+}
 WITH_COMMAND = "llm-run"
 
 
@@ -39,6 +43,9 @@ def complete(program: str, words: list[str]) -> list[str]:
     words: those behind the program's name, the last one unfinished.
     """
     options = options_of(program)
+    commands = commands_of(program)
+    if commands and len(words) == 1 and not words[0].startswith("-"):
+        return names(commands, words[0])
     position = 0
     submits = False
     while position < len(words):
@@ -47,6 +54,11 @@ def complete(program: str, words: list[str]) -> list[str]:
         if word == "--" and not is_last:
             return after_options(program, position + 1)
         if not word.startswith("-") or (word == "-" and not is_last):
+            if commands and is_last:
+                return ["files"]
+            if commands:  # of commands and files there may be several
+                position += 1
+                continue
             if submits and not is_last:  # the value of an option of sbatch's: only that knows
                 position += 1
                 continue
@@ -81,6 +93,12 @@ def options_of(program: str) -> dict[str, str]:
     module = __import__(PROGRAMS[program], fromlist=["OPTIONS"])
     hidden = getattr(module, "HIDDEN", ())
     return {name: takes for name, takes in module.OPTIONS.items() if name not in hidden}
+
+
+def commands_of(program: str) -> tuple[str, ...]:
+    """Return the commands of a program, of which one is its first word; () where it has none."""
+    module = __import__(PROGRAMS[program], fromlist=["COMMANDS"])
+    return tuple(getattr(module, "COMMANDS", ()))
 
 
 def after_options(program: str, position: int) -> list[str]:

@@ -20,6 +20,7 @@ from documents import HOME
 sys.path.insert(0, str(HOME / "bin"))
 sys.path.insert(0, str(HOME / "tests" / "cluster"))
 from _llm.doctor.options import parse as parse_doctor
+from _llm.record.options import parse as parse_record
 from _llm.errors import LLMError
 from _llm.options import parse
 from box.cli import parser as box_parser
@@ -99,6 +100,8 @@ def check_command(words: list[str]) -> list[str]:
         return check_llm_run(words[1:])
     if program in ("bin/llm-doctor", "llm-doctor"):
         return check_llm_doctor(words[1:])
+    if program in ("bin/llm-record", "llm-record"):
+        return check_llm_record(words[1:])
     if program in ("python3", "sh"):
         return check_script(words)
     return [] if program in HOST_PROGRAMS else [f"unknown program {program}"]
@@ -155,6 +158,15 @@ def check_llm_doctor(arguments: list[str]) -> list[str]:
         parse_doctor(arguments)
     except LLMError as error:
         return [f"llm-doctor: {error.why}"]
+    return []
+
+
+def check_llm_record(arguments: list[str]) -> list[str]:
+    """The options are llm-record's."""
+    try:
+        parse_record(arguments)
+    except LLMError as error:
+        return [f"llm-record: {error.why}"]
     return []
 
 

@@ -85,6 +85,8 @@ def test_both_systems_load_it(modules: Modules, start_file: str) -> None:
     ("llm-run --gpu --image llm-cpu cat my\t", "my\\ file.txt"),
     ("llm-run --gpu mkfif\t", "mkfifo"),
     ("llm-doctor --js\t", "--json "),
+    ("llm-record rep\t", "replay "),
+    ("llm-record replay my\t", "my\\ file.txt"),
 ])
 def test_tab(modules: Modules, start_file: str, keys: str, wanted: str) -> None:
     assert wanted in type_into(modules, start_file, keys, wanted)

@@ -31,6 +31,15 @@ def test_options_come_from_the_programs_own_table() -> None:
     assert ask("--json", "", program="llm-doctor")[:1] == ["words"]
 
 
+def test_a_command_comes_first_and_then_options_and_files() -> None:
+    assert ask("", program="llm-record") == ["words", "show", "replay"]
+    assert ask("re", program="llm-record") == ["words", "replay"]
+    assert ask("replay", "", program="llm-record") == ["files"]
+    assert ask("replay", "runs/ba", program="llm-record") == ["files"]
+    assert ask("show", "a", "b", "--ch", program="llm-record") == ["words", "--check"]
+    assert ask("replay", "a", "--output", "", program="llm-record") == ["files"]
+
+
 def test_names_of_images_and_sites() -> None:
     assert ask("--image", "llm-c") == ["words", "llm-cpu", "llm-cuda12"]
     assert ask("--image=llm-cp") == ["words", "--image=llm-cpu"]

@@ -36,6 +36,7 @@ llm-run starts a program in an image with PyTorch, transformers and llama.cpp:
     llm-run python $LLM_HOME/recipes/inference/generate.py --help
     llm-run --help
     llm-doctor
+    llm-record show RUN.json
 
 {choice}"""
 
