@@ -2,6 +2,7 @@
 
     sh bin/_llm/tool.sh image build --image llm --variant cpu
     sh bin/_llm/tool.sh image path  --image llm --variant cpu     # where it is or would be
+    sh bin/_llm/tool.sh image digest --image llm --variant cpu    # of what it holds
     sh bin/_llm/tool.sh image list
     sh bin/_llm/tool.sh image lock  --image llm
 """
@@ -26,11 +27,12 @@ from _llm.errors import LLMError
 from _llm.gpus import find_gpus, variants_for
 from _llm.images import build as builder
 from _llm.images import pip_settings
-from _llm.images.catalog import image_names, load_image, variants_of
+from _llm.images.catalog import Image, image_names, load_image, variants_of
 from _llm.images.llama_cpp import cuda_architectures
 from _llm.images.lock import find_uv, lock_image
 from _llm.images.steps import absolute_base
 from _llm.settings import Settings, load_settings
+from _llm.sif import DamagedError, payload_digest
 
 HOME = Path(__file__).resolve().parent.parent.parent
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one of the commands. Raises LLMError for a user's mistake."""
     parser = argparse.ArgumentParser(prog="image", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["build", "path", "list", "lock", "inputs"])
+    parser.add_argument("command", choices=["build", "path", "list", "lock", "inputs", "digest"])
     parser.add_argument("--image", default="llm", help="name: a folder of containers/")
     parser.add_argument("--variant", default="", help="cpu, cuda13, cuda12; several by commas; "
                         "empty: for this machine")
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
                                builder.compiles_for_gpus(image))
         if options.command == "path":
             print(builder.target_of(image, request))
+        elif options.command == "digest":
+            print_digest(image, builder.target_of(image, request))
         elif options.command == "inputs":
             for key, value in sorted(builder.inputs_of(image, request).items()):
                 print(f"{key}: {value}")
@@ -79,6 +83,17 @@ def main(arguments: Sequence[str]) -> int:
                 request = replace(request, fakeroot=setup.ensure_fakeroot())
             print(builder.build(image, request))
     return 0
+
+
+def print_digest(image: Image, file: Path) -> None:
+    """Print the digest of what an image holds. Raises LLMError where it is not there or damaged."""
+    try:
+        print(payload_digest(str(file)))
+    except FileNotFoundError:
+        raise LLMError(f"{file} is not built", "a digest is that of what an image holds",
+                       f"make image IMAGE={image.name} VARIANT={image.variant}") from None
+    except DamagedError as error:
+        raise LLMError(f"{file} is damaged", str(error), "remove it and build it again") from None
 
 
 def lock_checkers(uv: str) -> None:

@@ -1,11 +1,12 @@
 """Build an image twice from nothing and compare every byte; say what differs and why.
 
     make verify-image IMAGE=base
-    make verify-image IMAGE=llm VARIANT=cpu COMPILED=1     # takes llama.cpp as it is compiled already
+    make verify-image IMAGE=llm VARIANT=cpu COMPILED=1   # llama.cpp as it is in the cache
 
-Both builds begin without parent images, compiled parts and caches; what they fetch is taken from the
-archive of inputs, by hash. The second one runs under other conditions: another folder, home, umask,
-locale, time zone and hash seed, and on one CPU. Exit status 0: the same bytes; 1: not.
+Both builds begin without parent images, compiled parts and caches; what they fetch is taken from
+the archive of inputs, by hash. The second one runs under other conditions: another folder, home,
+umask, locale, time zone and hash seed, on one CPU, and for root on a machine of another name. Exit
+status 0: the same bytes; 1: not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _llm.contents.trees import differences, other_differences
+from _llm.contents.trees import differences, object_differences
 from _llm.debian import sha256_of
 from _llm.errors import LLMError
 from _llm.image import end_like_ctrl_c, wanted_variants
@@ -36,6 +37,8 @@ COMPILING_GIB = 8
 # What the second build sees otherwise. Turkish has its own capital of i, Kiritimati its own day.
 CONDITIONS = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8",
               "PYTHONHASHSEED": "77", "SOURCE_DATE_EPOCH": "77"}
+
+OTHER_NAME = ("unshare", "--uts", "sh", "-c", 'hostname another-machine && exec "$@"', "sh")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="verify-image", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="llm", help="name: a folder of containers/")
-    parser.add_argument("--variant", default="", help="cpu, cuda13, cuda12; empty: for this machine")
+    parser.add_argument("--variant", default="",
+                        help="cpu, cuda13, cuda12; empty: for this machine")
     parser.add_argument("--cuda-architectures", default="", help="as for make image")
     parser.add_argument("--compiled", action="store_true",
                         help="don't compile llama.cpp anew, twice: take it from the cache")
@@ -107,6 +111,8 @@ def build(
     print(f"verify-image: the {number} build", flush=True)
     began = time.monotonic()
     command = ["sh", str(HOME / "bin/_llm/tool.sh"), "image", "build", *words]
+    if conditions is not None and may_rename_machine():
+        command = [*OTHER_NAME, *command]
     with subprocess.Popen(command, env=env, preexec_fn=before) as process:
         try:
             status = process.wait()
@@ -120,6 +126,15 @@ def build(
         raise LLMError(f"the {number} build failed", "its words stand above",
                        "make image with the same values shows whether it can be built at all")
     return Build(folder, time.monotonic() - began)
+
+
+def may_rename_machine() -> bool:
+    """Whether a process and its children may see another name of this machine."""
+    try:
+        done = subprocess.run([*OTHER_NAME, "true"], check=False, capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
 def other_conditions() -> None:
@@ -154,10 +169,8 @@ def compare(first: Build, second: Build) -> bool:
 def explain(one: Path, other: Path) -> list[str]:
     """What differs between two image files, a line each; most of it left out where it is much."""
     found = differences(one, other)
-    lines = [f"{', '.join(item.reasons)}: {item.path}" for item in found[:SHOWN]]
-    if len(found) > SHOWN:
-        lines.append(f"… and {len(found) - SHOWN} more files")
-    return [*other_differences(one, other), *lines]
+    lines = [str(item) for item in [*object_differences(one, other), *found[:SHOWN]]]
+    return lines + ([f"… and {len(found) - SHOWN} more files"] if len(found) > SHOWN else [])
 
 
 def keep(first: Build, second: Build, images: Path) -> None:
