@@ -35,6 +35,8 @@ LEGACY_PLATFORMS = {17: "manylinux2014_x86_64", 12: "manylinux2010_x86_64",
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2")
 GONE = ("`make lock IMAGE=…` takes today's versions; or let pip's configuration (index-url, "
         "extra-index-url, find-links) reach what has it, or name an archive in LLM_ARCHIVE_DIR")
+TORCH = ("\ntorch's CPU build is not in the general package index: add PyTorch's own wheel index or a "
+         "folder\nwith the wheel to pip's configuration, e.g. pip config set global.find-links DIR")
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ def get(
     folder: for files that are under way. Raises LLMError where no index offers one of the lock's.
     """
     what = f"Python package {package.name} {package.version}"
+    gone = GONE + (TORCH if package.name == "torch" else "")
     reason = "none of the indexes and folders that pip is configured with has a file with one of " \
              "the lock's SHA-256"
     for link in offered(package, settings, access):
@@ -248,12 +251,12 @@ def get(
             continue
         accepted = {link.sha256} if link.sha256 else package.hashes
         try:
-            part, sha256 = fetch.download(link.uri, accepted, folder, what, GONE, access, stop)
+            part, sha256 = fetch.download(link.uri, accepted, folder, what, gone, access, stop)
         except fetch.GoneError as error:
             reason = error.why
             continue
         return store.add(packages, part, sha256, link.name)
-    raise fetch.GoneError(f"cannot fetch {what}", reason, GONE)
+    raise fetch.GoneError(f"cannot fetch {what}", reason, gone)
 
 
 def collect(
