@@ -94,6 +94,31 @@ def squashfs(r: Result) -> str:
         f"{name} | {sizes(row)} | {row['import_s']:.2f} s" for name, row in r["rows"].items()])
 
 
+def packing(r: Result) -> str:
+    """Normalising and packing, and digests."""
+    def line(what: str, key: str, digits: int, unit: str) -> str:
+        theirs, ours = r[f"apptainer_{key}"], r[f"ours_{key}"]
+        return (f"{what} | {theirs:.{digits}f} {unit} | {ours:.{digits}f} {unit} | "
+                f"{ours / theirs:.2f}")
+
+    packed = {f"{name}_mib": r[f"{name}_bytes"] / 2**20 for name in ("apptainer", "ours")}
+    table = rows(f"{r['rounds']} rounds, {r['pairs']} pairs of starts | `apptainer build` | "
+                 "normalise and pack | ratio", [
+        f"from the folder to the image file | {r['apptainer_s']:.0f} s | {r['ours_s']:.0f} s | "
+        f"{r['ratio']:.2f}",
+        f"of that, normalising | | {r['normalise_s']:.0f} s |",
+        f"of that, the list of software | | {r['software_s']:.1f} s |",
+        f"size | {packed['apptainer_mib']:.0f} MiB | {packed['ours_mib']:.0f} MiB | "
+        f"{packed['ours_mib'] / packed['apptainer_mib']:.2f}",
+        line("start of `true`", "true_ms", 0, "ms"),
+        line("import of torch and transformers", "import_s", 2, "s")])
+    digests = rows("the image's digest | time", [
+        f"first time ({r['bytes'] / 2**20:.0f} MiB, in the page cache) | "
+        f"{r['digest_cold_s']:.2f} s",
+        f"each later start of `llm-run` | {r['digest_warm_ms']:.2f} ms"])
+    return f"{table}\n\n{digests}"
+
+
 def sizes(row: Result) -> str:
     """Size and packing time; nothing for what is not packed."""
     return f"{row['bytes'] / 1e6:.0f} MB | {row['pack_s']:.0f} s" if row["bytes"] else " | "
@@ -342,7 +367,7 @@ def machine(gpu: str) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "launch": launch, "modules": modules, "cluster": cluster, "images": images, "imports": imports,
-    "squashfs": squashfs, "demo": demo,
+    "squashfs": squashfs, "packing": packing, "demo": demo,
     "generate_against_loop": generate_against_loop, "qa_batching": qa_batching,
     "harness_against_lm_eval": harness_against_lm_eval, "report_build": report_build,
     "gpu_inference": gpu_inference, "meta_inference": meta_inference,

@@ -15,6 +15,7 @@ python3 benchmarks/modules.py --json "$results/modules.json" || [ $? = 2 ]
 python3 benchmarks/imports.py --json "$results/imports.json"
 python3 benchmarks/images.py --clean true --json "$results/images.json"
 python3 benchmarks/squashfs.py --json "$results/squashfs.json"
+python3 benchmarks/packing.py --json "$results/packing.json"
 python3 benchmarks/demo.py --json "$results/demo.json"
 bin/llm-run --image llm-cpu python recipes/data/tiny.py --output build/demo/tiny-llama
 bin/llm-run --image llm-cpu python benchmarks/generate_against_loop.py \
