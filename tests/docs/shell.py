@@ -20,9 +20,9 @@ from documents import HOME
 sys.path.insert(0, str(HOME / "bin"))
 sys.path.insert(0, str(HOME / "tests" / "cluster"))
 from _llm.doctor.options import parse as parse_doctor
-from _llm.record.options import parse as parse_record
 from _llm.errors import LLMError
 from _llm.options import parse
+from _llm.record.options import parse as parse_record
 from box.cli import parser as box_parser
 
 SEPARATORS = frozenset("\n;|&()")
