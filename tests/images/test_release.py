@@ -19,7 +19,7 @@ import made  # noqa: E402
 
 from _llm import setup, sif  # noqa: E402
 from _llm.images.catalog import Image  # noqa: E402
-from _llm.releasing import check, files, release  # noqa: E402
+from _llm.releasing import check, files, plan, release  # noqa: E402
 from _llm.signing.keys import load_keys  # noqa: E402
 
 TINY = "images/tiny-0123456789ab"
@@ -54,7 +54,7 @@ def program() -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, program: str) -> release.Built:
+def built(tmp_path_factory: pytest.TempPathFactory, program: str) -> plan.Built:
     """A tiny image, put together by Apptainer; nothing can be run in it."""
     folder = tmp_path_factory.mktemp("tiny")
     parts = {"image.def": ("1", b"Bootstrap: x\n"), "inspect-metadata.json": ("6", b"{}"),
@@ -67,7 +67,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, program: str) -> release.Bui
                 "4": ["--parttype", "2", "--partfs", "1", "--partarch", "2"]}.get(kind, [])
         subprocess.run([program, "sif", "add", "--datatype", kind, "--groupid", "1", "--filename",
                         name, *more, path, folder / name], check=True, capture_output=True)
-    return release.Built(Image("tiny", "", folder, ""), path, made.DIGESTS["base"])
+    return plan.Built(Image("tiny", "", folder, ""), path, made.DIGESTS["base"])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def signed(
-    tmp_path_factory: pytest.TempPathFactory, built: release.Built, key: Path, program: str,
+    tmp_path_factory: pytest.TempPathFactory, built: plan.Built, key: Path, program: str,
 ) -> Path:
     folder = tmp_path_factory.mktemp("a \"signed\" release")
     return made.make(folder, images=(built,), apptainer=program, key=str(key))[0]
@@ -98,7 +98,7 @@ def faults_of(folder: Path, program: str, key: Path) -> str:
 
 
 def test_a_signed_release(
-    signed: Path, built: release.Built, key: Path, program: str, tmp_path: Path,
+    signed: Path, built: plan.Built, key: Path, program: str, tmp_path: Path,
 ) -> None:
     assert faults_of(signed, program, key) == ""
     assert load_keys([public(key)])[0].fingerprint == json.loads(
@@ -123,7 +123,7 @@ def test_a_signed_release(
 
 
 def test_what_is_not_signed_is_the_same_bytes_again(
-    signed: Path, built: release.Built, key: Path, program: str, tmp_path: Path,
+    signed: Path, built: plan.Built, key: Path, program: str, tmp_path: Path,
 ) -> None:
     again, _ = made.make(tmp_path, images=(built,), apptainer=program, key=str(key))
     apart = {"manifest.json", "SHA256SUMS", "manifest.sif", f"{TINY}.sif"}
@@ -175,7 +175,7 @@ def test_a_key_that_came_with_the_release_proves_nothing(
 
 
 def test_a_release_without_signature_is_refused_where_a_key_is_given(
-    built: release.Built, key: Path, program: str, tmp_path: Path,
+    built: plan.Built, key: Path, program: str, tmp_path: Path,
 ) -> None:
     folder, _ = made.make(tmp_path, images=(built,), apptainer=program)
     said = faults_of(folder, program, key)
@@ -238,7 +238,7 @@ def test_an_object_that_nobody_signed(copy: Path, program: str, key: Path, tmp_p
 
 
 def test_an_image_that_is_there_gets_the_signature(
-    signed: Path, built: release.Built, key: Path, program: str, tmp_path: Path,
+    signed: Path, built: plan.Built, key: Path, program: str, tmp_path: Path,
 ) -> None:
     images = tmp_path / "i"
     images.mkdir()
@@ -255,7 +255,7 @@ def test_an_image_that_is_there_gets_the_signature(
 
 
 def test_a_pgp_key(
-    built: release.Built, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    built: plan.Built, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ring = tmp_path / "keys"
     monkeypatch.setenv("APPTAINER_KEYSDIR", str(ring))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from _llm import sif
 from _llm.images.catalog import Image
-from _llm.releasing import release
+from _llm.releasing import plan, release
 from _llm.releasing.manifest import Manifest
 from _llm.releasing.source import read_source
 
@@ -67,21 +67,21 @@ def make_checkout(folder: Path) -> Path:
     return folder
 
 
-def make_images(folder: Path) -> tuple[release.Built, ...]:
+def make_images(folder: Path) -> tuple[plan.Built, ...]:
     """The images base and llm-cpu."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, variant in (("base", ""), ("llm", "cpu")):
         image = Image(name, variant, folder, "")
-        built = release.Built(image, folder / "none", DIGESTS[name])
+        built = plan.Built(image, folder / "none", DIGESTS[name])
         path = folder / f"{built.stem}.sif"
-        made.append(release.Built(image, path, DIGESTS[name]))
+        made.append(plan.Built(image, path, DIGESTS[name]))
         if not path.exists():
             write_sif(path, b"hsqs" + name.encode() * 5000)
     return tuple(made)
 
 
-def make_plan(folder: Path, **changes: object) -> release.Plan:
+def make_plan(folder: Path, **changes: object) -> plan.Plan:
     """A release 1.2.0 of a checkout below `folder`, into `folder`/out."""
     home = folder / "checkout"
     if not home.exists():
@@ -90,13 +90,13 @@ def make_plan(folder: Path, **changes: object) -> release.Plan:
         "version": "1.2.0", "home": home, "output": folder / "out", "source": read_source(home, 0),
         "images": make_images(folder / "images"), "archive": None, "apptainer": "", "key": "",
         "signer": "", "public_key": "", **changes}
-    return release.Plan(**fields)  # type: ignore[arg-type]
+    return plan.Plan(**fields)  # type: ignore[arg-type]
 
 
 def make(folder: Path, **changes: object) -> tuple[Path, Manifest]:
     """Make a small release; return its folder and manifest."""
-    plan = make_plan(folder, **changes)
-    return plan.folder, release.make_release(plan)
+    wanted = make_plan(folder, **changes)
+    return wanted.folder, release.make_release(wanted)
 
 
 def rewrite(folder: Path, **changes: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from made import HOSTILE, git, make, make_checkout, make_images, make_plan, write_sif
 
 from _llm.errors import LLMError
-from _llm.releasing import files, keys, release, source
+from _llm.releasing import files, keys, plan, release, source
 from _llm.signing.keys import load_keys
 
 
@@ -74,7 +75,7 @@ def test_the_source_is_that_of_the_commit(tmp_path: Path) -> None:
 def test_a_changed_tree_is_known_by_every_kind_of_change(tmp_path: Path) -> None:
     home = make_checkout(tmp_path / "c")
     assert source.read_source(home, 0).changes == ()
-    assert release.tree_faults(source.read_source(home, 0), "1.2.0", False) == []
+    assert plan.tree_faults(source.read_source(home, 0), "1.2.0", False) == []
     (home / "new.py").write_text("")
     (home / "bin/_llm/tool.sh").write_text("changed")
     (home / "containers/base/image.def").unlink()
@@ -152,13 +153,13 @@ def test_what_an_interrupted_one_left_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_two_at_once(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path)
-    plan.output.mkdir()
-    part = plan.output / f".{plan.folder.name}.part"
+    wanted = make_plan(tmp_path)
+    wanted.output.mkdir()
+    part = wanted.output / f".{wanted.folder.name}.part"
     with release.own_folder(part):
         (part / "mine").write_text("")
         with pytest.raises(LLMError, match="is in use"):
-            release.make_release(plan)
+            release.make_release(wanted)
         assert (part / "mine").exists()
 
 
@@ -169,12 +170,12 @@ def test_an_interruption_leaves_nothing(
     def stop(*_: object) -> None:
         raise error
 
-    plan = make_plan(tmp_path)
+    wanted = make_plan(tmp_path)
     monkeypatch.setattr(release.sif, "payload_digest", stop)
     expected = KeyboardInterrupt if error is KeyboardInterrupt else LLMError
-    with pytest.raises(expected) as raised, files.explain_full(plan.output, "elsewhere"):
-        release.make_release(plan)
-    assert list(plan.output.iterdir()) == []
+    with pytest.raises(expected) as raised, files.explain_full(wanted.output, "elsewhere"):
+        release.make_release(wanted)
+    assert list(wanted.output.iterdir()) == []
     assert "interrupt" in repr(raised.value).lower() or "no room left" in str(raised.value)
 
 
@@ -189,10 +190,10 @@ def test_the_user_s_images_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_images_without_sbom_are_all_named(tmp_path: Path) -> None:
     images = make_images(tmp_path)
-    assert release.without_sbom(images) == []
+    assert plan.without_sbom(images) == []
     write_sif(images[0].path, b"hsqs", sbom=None)
     images[1].path.write_bytes(images[1].path.read_bytes()[:-9])
-    found = release.without_sbom(images)
+    found = plan.without_sbom(images)
     assert "has no SBOM" in found[0].what and "make image IMAGE=base" in found[0].fix
     assert "is damaged" in found[1].what and "VARIANT=cpu" in found[1].fix
 
@@ -214,7 +215,7 @@ def test_archive(tmp_path: Path) -> None:
         make(tmp_path, archive=archive, version="1.2.1")
     (archive / "out").symlink_to("/etc/passwd")
     with pytest.raises(LLMError, match="can't be released"):
-        release.archive_files(archive)
+        plan.archive_files(archive)
 
 
 def test_room_is_looked_at_before(tmp_path: Path) -> None:
@@ -253,6 +254,20 @@ def test_a_keyring(tmp_path: Path) -> None:
 def test_a_keyring_that_is_none(data: bytes) -> None:
     with pytest.raises(ValueError):
         list(keys.split_keyring(data))
+
+
+def test_all_faults_of_the_options_at_once(tmp_path: Path) -> None:
+    nothing = {"version": "1.2.0", "key": "", "signer": "", "public_key": "", "archive": ""}
+    assert plan.option_faults(argparse.Namespace(**nothing), tmp_path) == []
+    wrong = {**nothing, "version": "1.2", "key": str(tmp_path / "no"), "signer": "Ann",
+             "archive": str(tmp_path / "none")}
+    assert [error.what for error in plan.option_faults(argparse.Namespace(**wrong), tmp_path)] == [
+        "VERSION='1.2' is no semantic version", "KEY and SIGNER are both given",
+        f"KEY={tmp_path}/no is no file", f"ARCHIVE={tmp_path}/none is no folder"]
+    (tmp_path / "llm-recipes-1.2.0").symlink_to("nowhere")
+    wrong = {**nothing, "public_key": __file__}
+    assert [error.what for error in plan.option_faults(argparse.Namespace(**wrong), tmp_path)] == [
+        f"{tmp_path}/llm-recipes-1.2.0 is there already", "--public-key does not sign anything"]
 
 
 def test_make_passes_what_was_typed_and_no_more() -> None:
