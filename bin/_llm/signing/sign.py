@@ -36,6 +36,7 @@ from _llm.signing.signatures import Signature, read_signatures
 # "0) User: Ann (comment) <ann@example.org>", "Fingerprint: 0E24...": `apptainer key list`.
 LISTED = re.compile(r"^(\d+)\)\s+User:\s+(.*?)\s*\n(?:\s+.*\n)*?\s+Fingerprint:\s+([0-9A-F]{40})",
                     re.MULTILINE)
+STANDARD_ERROR = 2
 NO_ROOM = "make room there: signing needs as much again as the image has"
 
 
@@ -223,7 +224,7 @@ def _run_sign(apptainer: str, who: Signer, copy: Path, path: Path) -> None:
     # Its words go to the terminal too, for the question comes among them.
     command = [apptainer, "sign", *who.words, str(copy)]
     sys.stdout.flush()
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True,
+    done = subprocess.run(command, stdout=STANDARD_ERROR, stderr=subprocess.PIPE, text=True,
                           errors="replace", check=False, env=check.clean_environment())
     if done.returncode == 0:
         return
