@@ -147,12 +147,18 @@ def test_another_base_from_a_registry(
         monkeypatch.setenv("APPTAINER_NOHTTPS", "1")
         image = build(replace(request_, base=base))
         gone = base.replace("bookworm-slim", "no-such-tag")
-        with pytest.raises(LLMError, match="building tiny failed") as raised:
+        with pytest.raises(LLMError, match=r"cannot fetch docker://.*no-such-tag") as raised:
             build(replace(request_, base=gone))
+        assert "404" in raised.value.why
+        # The digest is an input, the tag and the registry's name are not.
+        digest = f"docker://localhost:{registry.server_port}/debian@{manifest['digest']}"
+        assert build(replace(request_, base=digest)) == image
     finally:
         registry.shutdown()
         registry.server_close()
-    assert "no-such-tag" in raised.value.why
+    # Without the registry, from what is kept: the same inputs, so the same image.
+    image.unlink()
+    assert build(replace(request_, base=base)) == image
     done = subprocess.run([*apptainer, str(image), "cat", "/etc/from-oci"], capture_output=True,
                           text=True, check=True)
     assert done.stdout == "yes\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -83,3 +84,27 @@ def test_gone_is_said_at_once(server: str, tmp_path: Path) -> None:
     with pytest.raises(LLMError) as raised:
         fetch_file(f"file://{tmp_path}/none", SHA256, tmp_path / "file", "the file", "do this")
     assert raised.value.fix == "do this"
+
+
+def test_a_full_disk_is_said_and_not_tried_again(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def full(number: int) -> None:
+        calls.append(number)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(LLMError, match="cannot keep the file") as raised:
+        fetch_file(f"{server}/good", SHA256, tmp_path / "file", "the file", "gone")
+    assert "No space left" in raised.value.why and "LLM_CACHE_DIR" in raised.value.fix
+    assert len(calls) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_is_stopped_leaves_nothing(server: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(module.StoppedError):
+        module.download(f"{server}/good", {SHA256}, tmp_path, "x", "y", module.Access(), stop)
+    assert list(tmp_path.iterdir()) == []

@@ -35,8 +35,9 @@ LEGACY_PLATFORMS = {17: "manylinux2014_x86_64", 12: "manylinux2010_x86_64",
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2")
 GONE = ("`make lock IMAGE=…` takes today's versions; or let pip's configuration (index-url, "
         "extra-index-url, find-links) reach what has it, or name an archive in LLM_ARCHIVE_DIR")
-TORCH = ("\ntorch's CPU build is not in the general package index: add PyTorch's own wheel index or a "
-         "folder\nwith the wheel to pip's configuration, e.g. pip config set global.find-links DIR")
+TORCH = ("\ntorch's CPU build is not in the general package index: add PyTorch's own wheel index "
+         "or a\nfolder with the wheel to pip's configuration, e.g. pip config set global.find-links "
+         "DIR")
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,18 @@ def incoming(store: Store) -> Path:
         raise not_writable(store.own, error) from None
     for part in folder.glob(".part-*"):
         with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+            if is_left(part):
                 part.unlink()
     return folder
+
+
+def is_left(part: Path) -> bool:
+    """Whether nobody writes a temporary file any more: its process on this host ended, or it is a
+    day old."""
+    fields = part.name.rsplit("-", 2)
+    here = fields[0] == f".part-{os.uname().nodename}" and fields[1].isdigit()
+    return (here and not os.path.exists(f"/proc/{fields[1]}")) or (
+        time.time() - part.stat().st_mtime > STALE_SECONDS)
 
 
 def not_writable(folder: Path, error: OSError) -> LLMError:

@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+HANGS = b"hangs"
+
 
 class FileServer(ThreadingHTTPServer):
-    """files: what is served, by path; a value of None breaks the connection. asked: every path, in
-    order, with the Authorization that came along."""
+    """files: what is served, by path; a value of None breaks the connection, HANGS sends a part
+    and waits. asked: every path, in order, with the Authorization that came along. ended: set when the server is to end."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes | None] = {}
+        self.ended = threading.Event()
         self.asked: list[tuple[str, str]] = []
 
     @property
@@ -43,6 +46,14 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self.connection.close()
             return
+        if data == HANGS:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(b"part")
+            self.wfile.flush()
+            self.server.ended.wait(60)
+            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -61,6 +72,7 @@ def serving() -> Iterator[FileServer]:
     try:
         yield server
     finally:
+        server.ended.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from file_server import FileServer, serving
+from file_server import HANGS, FileServer, serving
 
 from _llm import debian, fetch
 from _llm.debian import Package, mirrors_of
@@ -16,6 +20,7 @@ from _llm.images import store
 from _llm.images.debian_files import Locked, Source, collect
 
 DAY = "2026-11-30"
+BIN = Path(__file__).resolve().parents[3] / "bin"
 
 
 @pytest.fixture
@@ -105,3 +110,30 @@ def test_mirrors_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mirrors_of({"LLM_DEBIAN_MIRROR": "x"}, "a b", DAY) == [{"main": "x/", "security": "x/"}]
     with pytest.raises(LLMError, match="3 Debian mirrors are no pairs"):
         mirrors_of({}, "a b c", DAY)
+
+
+COLLECT = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from _llm import fetch
+from _llm.debian import Package
+from _llm.images import store
+from _llm.images.debian_files import Locked, Source, collect
+names = ("a", "b")
+wanted = [Locked(Package(n, "1", "amd64", "0" * 64, 1, f"pool/{n}.deb", "main"), "") for n in names]
+collect(wanted, store.Store(Path(sys.argv[2])), Source(sys.argv[3], {}, fetch.Access()), "base")
+"""
+
+
+def test_ctrl_c_ends_a_download_at_once(server: FileServer, tmp_path: Path) -> None:
+    server.files = {"/pool/a.deb": HANGS, "/pool/b.deb": HANGS}
+    process = subprocess.Popen([sys.executable, "-c", COLLECT, str(BIN), str(tmp_path),
+                                server.address], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while len(server.asked) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert process.returncode == -signal.SIGINT
+    assert store.everything(tmp_path) == []

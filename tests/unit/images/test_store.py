@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from _llm.images import store
 
 CONTENT = b"content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+HOST = os.uname().nodename
 NAME = "a package; 'é'.whl"
 
 
@@ -79,15 +81,18 @@ def test_a_folder_that_takes_no_files_says_what_to_do(tmp_path: Path) -> None:
     assert "LLM_CACHE_DIR" in raised.value.fix
 
 
-def test_what_killed_programs_left_is_removed_after_a_day(tmp_path: Path) -> None:
+def test_what_killed_programs_left_is_removed(tmp_path: Path) -> None:
     packages = store.Store(tmp_path)
     folder = store.incoming(packages)
-    old, new = folder / ".part-old", folder / ".part-new"
-    old.write_bytes(b"")
-    new.write_bytes(b"")
-    os.utime(old, (0, time.time() - 2 * store.STALE_SECONDS))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = (".part-other-host-1-x", f".part-{HOST}-{os.getpid()}-x",
+             f".part-{HOST}-{ended.pid}-x", ".part-old")
+    for name in names:
+        (folder / name).write_bytes(b"")
+    os.utime(folder / ".part-old", (0, time.time() - 2 * store.STALE_SECONDS))
     store.incoming(packages)
-    assert new.exists() and not old.exists()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[:2])
 
 
 def test_an_archive_that_is_not_there_is_an_error(tmp_path: Path) -> None:
