@@ -148,18 +148,17 @@ def object_differences(a: Path, b: Path) -> list[Difference]:
     """
     if not (is_sif(a) and is_sif(b)):
         return []
-    objects_a = {item.id: item for item in sif.read_objects(str(a))}
-    objects_b = {item.id: item for item in sif.read_objects(str(b))}
+    objects_a, objects_b = _by_kind(a), _by_kind(b)
     found = []
-    for number in sorted(objects_a.keys() | objects_b.keys()):
-        one, other = objects_a.get(number), objects_b.get(number)
+    for key in sorted(objects_a.keys() | objects_b.keys()):
+        one, other = objects_a.get(key), objects_b.get(key)
         if one is None or other is None:
             there = one or other
             assert there is not None
             found.append(Difference(f"({_name(there)})",
                                     ("only in B" if one is None else "only in A",)))
             continue
-        facts = (("type", one.type == other.type), ("name", one.name == other.name),
+        facts = (("id", one.id == other.id), ("name", one.name == other.name),
                  ("group", (one.group, one.link) == (other.group, other.link)),
                  ("content", one.type == sif.PARTITION or _same_object(a, one, b, other)))
         reasons = tuple(reason for reason, same in facts if not same)
@@ -168,6 +167,14 @@ def object_differences(a: Path, b: Path) -> list[Difference]:
             found.append(Difference(f"({_name(one)})", reasons))
     header = _header_differences(a, b)
     return [*found, Difference("(header)", header)] if header else found
+
+
+def _by_kind(path: Path) -> dict[tuple[int, int], sif.Object]:
+    """(type, number within the type) -> object: an older image lacks one and counts otherwise."""
+    found: dict[tuple[int, int], sif.Object] = {}
+    for item in sif.read_objects(str(path)):
+        found[item.type, sum(kind == item.type for kind, _ in found)] = item
+    return found
 
 
 def other_differences(a: Path, b: Path) -> list[str]:
