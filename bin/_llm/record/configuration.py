@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 # Folders in which a recipe looks for what it has computed before: a replay must compute it.
 CACHES = ("cache",)
-UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Also what is a line break to YAML, or begins a file.
+UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
+                         "\U00010000-\U0010ffff]")
 
 
 def redirected(record: Record, folder: str) -> tuple[dict[str, Any], list[str]]:
