@@ -226,9 +226,9 @@ def script_changes(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
     """Lines that two images' %environment don't share, marked - and +; comments are left out."""
     lines = []
     for key in sorted(key for key in a.keys() | b.keys() if key.endswith(ENVIRONMENT)):
-        both = [[line.strip() for line in script.get(key, "").splitlines()
-                 if line.strip()[:1] not in ("", "#")] for script in (a, b)]
-        changed = [line for line in difflib.unified_diff(*both, n=0, lineterm="")
+        one, other = ([line.strip() for line in script.get(key, "").splitlines()
+                       if line.strip()[:1] not in ("", "#")] for script in (a, b))
+        changed = [line for line in difflib.unified_diff(one, other, n=0, lineterm="")
                    if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         lines += [f"{line[0]} {line[1:]}" for line in changed]
     return lines
