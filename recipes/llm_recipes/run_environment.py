@@ -145,9 +145,11 @@ def _recipe_file(recipe: str) -> dict[str, str | None]:
     own = RECIPES / f"{recipe}.py"
     main: str = getattr(sys.modules.get("__main__"), "__file__", None) or ""
     # A runner of tests is no recipe, nor is a program that was installed with Python.
-    is_script = main.endswith(".py") and not _is_in(main, sys.prefix)
-    path = main if is_script or not own.is_file() else str(own)
-    if not path:
+    installed = "/site-packages/" in main or _is_in(main, sys.prefix)
+    path = str(own) if own.is_file() else None
+    if main.endswith(".py") and not installed:
+        path = main
+    if path is None:
         return {"path": None, "sha256": None}
     home = os.environ.get("LLM_HOME")
     name = os.path.realpath(path)

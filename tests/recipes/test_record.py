@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,11 @@ pytest.importorskip("torch")
 
 from conftest import recipe_environment
 
+from llm_recipes import content_digest
+from llm_recipes import record as records
 from llm_recipes.errors import LLMError
 from llm_recipes.record import (
+    add_input,
     is_recorded,
     read_record,
     record_path,
@@ -86,8 +91,84 @@ def test_a_record_has_its_end_once_it_is_written(tmp_path: Path) -> None:
 
 def test_a_record_loads_no_torch_where_no_gpu_is() -> None:
     code = (
-        "import sys; from llm_recipes import record, run_environment; run_environment.GPU_DRIVERS = ()\n"
+        "import sys; from llm_recipes import record, run_environment\n"
+        "run_environment.GPU_DRIVERS = ()\n"
         "assert record.start_record('a/b', {}, 'a CPU')['host']['gpus'] == []\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=recipe_environment())
+
+
+def test_inputs_have_their_content_when_a_run_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}")
+    (tmp_path / "other.jsonl").write_text("[]")
+    digest = "sha256:" + hashlib.sha256(b"{}").hexdigest()
+    record = start_record("a/b", {}, "a CPU")
+    add_input(record, "data", tmp_path / "data.jsonl", "data.jsonl")
+    add_input(record, "model", [tmp_path / "data.jsonl", tmp_path / "other.jsonl"])
+    add_input(record, "adapter", None)
+    record["data"] = {"rows": 1}
+    record["model"] = {"path": "what the recipe says"}
+    write_record(tmp_path / "run.json", record, "complete")
+    found = read_record(tmp_path / "run.json")
+    assert found is not None
+    path = str(tmp_path / "data.jsonl")
+    assert found["data"] == {"rows": 1, "path": "data.jsonl", "resolved": path, "content": digest}
+    assert found["model"]["path"] == "what the recipe says"
+    assert found["model"]["content"][0] == digest
+    assert found["adapter"] == {}
+
+
+@pytest.mark.parametrize("name", ["-", "owner/name", "/gone/data.jsonl"])
+def test_what_is_no_file_has_no_content(tmp_path: Path, name: str) -> None:
+    record = start_record("a/b", {}, "a CPU")
+    add_input(record, "data", name)
+    write_record(tmp_path / "run.json", record, "complete")
+    missing = {"content": None, "content_missing": "it is no file or folder here"}
+    assert record["data"] == {"path": name, "resolved": None, **missing}
+
+
+def test_only_a_complete_run_waits_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(content_digest, "content_digest", lambda path: go_on.wait(60) and "x")
+    monkeypatch.setattr(records, "WAIT_S", 0.01)
+    waits: list[float] = []
+    wait = content_digest.Reading.wait
+
+    def noted(self: content_digest.Reading, seconds: float) -> object:
+        waits.append(seconds)
+        return wait(self, seconds)
+
+    monkeypatch.setattr(content_digest.Reading, "wait", noted)
+    record = start_record("a/b", {}, "a CPU")
+    add_input(record, "data", tmp_path)
+    for status in ("running", "interrupted", "failed", "complete"):
+        write_record(tmp_path / "run.json", record, status)
+        assert record["data"]["content"] is None
+        assert record["data"]["content_missing"] == "it was not read to its end"
+    assert waits[:3] == [0.0] * 3
+    assert 0 < waits[3] <= 0.01
+    go_on.set()
+
+
+def test_of_several_processes_the_first_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    record = start_record("a/b", {}, "a CPU")
+    add_input(record, "data", tmp_path)
+    assert record.inputs["data"].reading is None
+    assert record.inputs["data"].paths == (tmp_path,)
+
+
+def test_results_are_hashed(tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "a'; b.jsonl").write_text("1")
+    record = start_record("a/b", {}, "a CPU", ("output", "prompts"), deterministic=True)
+    names = ["scores/a'; b.jsonl", "gone"]
+    write_record(tmp_path / "run.json", record, "complete", results=names)
+    assert record["results"] == {names[0]: hashlib.sha256(b"1").hexdigest(), "gone": None}
+    assert record["outputs"] == ["output", "prompts"]
+    assert record["deterministic"] is True
