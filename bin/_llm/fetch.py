@@ -70,7 +70,8 @@ def download(
     """Fetch a file whose SHA-256 is one of the accepted ones.
 
     Returns its temporary file in `folder`, complete and flushed, and its hash; the caller renames
-    it. Its name tells host and process, whose end it may outlive. stop: ends the download from another thread.
+    it. Its name tells host and process, whose end it may outlive. stop: ends the download from
+    another thread.
     Raises GoneError where the server has it no more, LLMError where it can't be had otherwise.
     """
     reason, prefix = "", f".part-{os.uname().nodename}-{os.getpid()}-"

@@ -76,8 +76,7 @@ def collect(needs: Needs, packages: store.Store, mirror: str) -> Files:
     mirror: [container] debian_mirror. Raises LLMError that names everything that can't be had.
     """
     settings = pip_settings.read_pip_settings(os.environ, Path.home())
-    source = debian_files.Source(mirror, dict(os.environ),
-                                 fetch.Access(settings.ca_bundle))
+    source = debian_files.Source(mirror, dict(os.environ), fetch.Access())
     wanted = [debian_files.Locked(package, locked_on(lock))
               for lock in needs.debian for package in read_apt_lock(lock)]
     return Files(tuple(debian_files.collect(wanted, packages, source, needs.image)),

@@ -36,8 +36,7 @@ SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2")
 GONE = ("`make lock IMAGE=…` takes today's versions; or let pip's configuration (index-url, "
         "extra-index-url, find-links) reach what has it, or name an archive in LLM_ARCHIVE_DIR")
 TORCH = ("\ntorch's CPU build is not in the general package index: add PyTorch's own wheel index "
-         "or a\nfolder with the wheel to pip's configuration, e.g. pip config set global.find-links "
-         "DIR")
+         "or a\nfolder with the wheel to pip's configuration: pip config set global.find-links DIR")
 
 
 @dataclass(frozen=True)
@@ -213,17 +212,19 @@ def page_of(index: str, name: str) -> str:
 def offered(package: Locked, settings: PipSettings, access: fetch.Access) -> list[Link]:
     """Every file of the package that pip's folders and indexes offer and the lock allows."""
     found: list[Link] = []
+    pages = [] if settings.no_index else [page_of(index, package.name) for index in
+                                          (settings.index, *settings.extra_indexes)]
     for link in settings.find_links:
         folder = folder_of(link)
-        if not folder:
-            found += [i for i in links_on(link, access) if belongs_to(i.name, package)]
-            continue
-        found += [Link(name, Path(folder, name).as_uri(), "") for name in sorted(os.listdir(folder))
-                  if belongs_to(name, package)]
+        if folder:
+            found += [Link(name, Path(folder, name).as_uri(), "")
+                      for name in sorted(os.listdir(folder)) if belongs_to(name, package)]
+        else:
+            pages.append(link)
     unreachable = []
-    for index in [] if settings.no_index else [settings.index, *settings.extra_indexes]:
+    for page in pages:
         try:
-            found += links_on(page_of(index, package.name), access)
+            found += links_on(page, access)
         except LLMError as error:
             unreachable.append(error)
     fitting = [link for link in found if (link.sha256 in package.hashes if link.sha256

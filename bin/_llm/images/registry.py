@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,17 +45,17 @@ def pin(
     Raises LLMError where neither the registry nor the archive has it.
     """
     known = recorded(base, packages)
-    by_digest = re.search(r"@sha256:([0-9a-f]{64})$", base)
-    if known and by_digest:
+    if known and re.search(r"@sha256:[0-9a-f]{64}$", base):
         return known
     folder = cache / hashlib.sha256(base.encode()).hexdigest()[:16]
-    blobs = folder / "cache/blob"
     folder.mkdir(parents=True, exist_ok=True)
-    if not known:
+    note, blobs = folder / "manifest", folder / "cache/blob"
+    before = note.read_text().strip() if note.exists() else ""
+    if not (before and members_of(before, packages)):
         shutil.rmtree(folder / "cache", ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         (blobs / "index.json").unlink()
-    print(f"image: asking for {base}", flush=True)
+    print(f"image: asking for {base}", file=sys.stderr, flush=True)
     words = pull(base, folder, apptainer, env)
     if words is not None:
         if not known:
@@ -62,14 +63,27 @@ def pin(
                            "APPTAINER_DOCKER_USERNAME, or name an archive that has it in "
                            "LLM_ARCHIVE_DIR")
         print(f"image: note: the registry did not answer; {base} is sha256:{known[:12]}… of the "
-              "archive", flush=True)
+              "archive", file=sys.stderr, flush=True)
         return known
-    # Apptainer writes no index when the image that it keeps is still the one that is named.
-    if known and not (blobs / "index.json").exists():
-        return known
-    found = take_in(base, blobs, packages)
-    shutil.rmtree(blobs, ignore_errors=True)
+    # Apptainer writes no index when the image that it made last time is still the one.
+    if before and not (blobs / "index.json").exists():
+        found = before
+    else:
+        found = take_in(blobs, packages, base)
+        write_text(str(note), f"{found}\n")
+        forget_others(folder / "cache/oci-tmp")
+        shutil.rmtree(blobs, ignore_errors=True)
+    if found != known:
+        record(base, found, packages)
     return found
+
+
+def forget_others(folder: Path) -> None:
+    """Remove the images that Apptainer made before the newest: a tag may move back to one, and
+    Apptainer would not say so."""
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-1]:
+            path.unlink()
 
 
 def pull(base: str, folder: Path, apptainer: str, env: Mapping[str, str]) -> str | None:
@@ -85,7 +99,7 @@ def pull(base: str, folder: Path, apptainer: str, env: Mapping[str, str]) -> str
     return "\n       ".join(lines[-2:]) or f"apptainer pull: exit status {done.returncode}"
 
 
-def take_in(base: str, blobs: Path, packages: store.Store) -> str:
+def take_in(blobs: Path, packages: store.Store, base: str) -> str:
     """Move an image from Apptainer's cache into the archive; return its manifest's SHA-256."""
     try:
         index = json.loads((blobs / "index.json").read_text(encoding="utf-8"))
@@ -106,7 +120,6 @@ def take_in(base: str, blobs: Path, packages: store.Store) -> str:
     except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
         raise LLMError(f"{base} can't be kept", f"Apptainer's copy of it is not whole: {error!r}",
                        f"rm -r '{blobs.parent.parent}', then the same command again") from None
-    record(base, sha256, packages)
     return sha256
 
 

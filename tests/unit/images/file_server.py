@@ -13,7 +13,8 @@ HANGS = b"hangs"
 
 class FileServer(ThreadingHTTPServer):
     """files: what is served, by path; a value of None breaks the connection, HANGS sends a part
-    and waits. asked: every path, in order, with the Authorization that came along. ended: set when the server is to end."""
+    and waits. asked: every path, in order, with the Authorization that came along. ended: set when
+    the server is to end."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
