@@ -50,8 +50,9 @@ def request_(
     """A build of an image `tiny` on top of `base`, in folders with hostile names."""
     containers = tmp_path / "it's; a \"checkout\""
     (containers / "tiny").mkdir(parents=True)
-    for script in (HOME / "containers").glob("*.sh"):
-        shutil.copy2(script, containers)
+    for pattern in ("*.sh", "*.py"):
+        for script in (HOME / "containers").glob(pattern):
+            shutil.copy2(script, containers)
     (containers / "tiny/apt.lock").write_text("# locked: 2026-01-01\n")
     (containers / "tiny/image.def").write_text(DEFINITION.format(post="true"))
     work = tmp_path / "work"
