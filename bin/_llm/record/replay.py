@@ -71,7 +71,7 @@ def replay(record: Record, options: Options, settings: Settings, home: str) -> i
     goes_on = not missing or options.best_effort
     if options.dry_run or not goes_on:
         return _tell(record, options, plan, goes_on)
-    if not plan.code.recipe or not plan.words:
+    if not plan.words:
         raise LLMError(
             "the recorded run can't be had, not even nearly",
             "\n       ".join(f.text for f in missing), "see: llm-record show --check RECORD",
@@ -135,14 +135,13 @@ def make_plan(record: Record, options: Options, settings: Settings, home: str) -
     env, others = variables(record, dict(os.environ))
     findings += [*more, *others]
     env["LLM_HOME"] = code.home
-    env["LLM_REPLAY_OF"] = record.path
     if code.commit:
         # A copy has no .tools, and the site's profile may never have been committed.
         env["LLM_APPTAINER"] = find_apptainer(
             os.environ, home, settings.get("container", "apptainer")).path
         env["LLM_SITE"] = settings.site if settings.site == "default" else settings.site_file
     words = []
-    if image and outputs:
+    if image and outputs and code.recipe:
         words = [os.path.join(code.home, "bin", "llm-run"), "--image", image, *launch, "--",
                  "python", code.recipe, "--config", os.path.join(folder, CONFIG), *options.extra]
     return Plan(findings, code, folder, outputs, config, cwd, words, env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from _llm.record.content import content_digest, file_sha256
 from _llm.sif import payload_digest
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 RECIPE = "def generate(model: str, output=None, temperature: float = 0.0, seed: int = 0): ...\n" \
     "run_recipe(generate)\n"
 # Stands for llm-run: answers, and a record with what it was given.
@@ -43,6 +45,7 @@ def checkout(tmp_path: Path) -> Path:
         (folder / name).write_text(text)
     (folder / "bin/llm-run").chmod(0o755)
     (folder / "sites").mkdir()
+    shutil.copy(REPOSITORY / "sites/default.ini", folder / "sites")
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "x")
