@@ -173,7 +173,7 @@ def fault_of(record: Any) -> str:
     if not isinstance(record.get("id"), str) or not record["id"]:
         return "it has no id"
     for name in ("affected", "aliases", "upstream", "severity"):
-        if not isinstance(record.get(name) or [], list):
+        if not isinstance(record.get(name), (list, type(None))):
             return f"{record['id']}: '{name}' is no list"
     for affected in record.get("affected") or []:
         fault = _fault_of_affected(affected)

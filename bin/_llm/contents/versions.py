@@ -54,7 +54,8 @@ def without_local(version: str) -> str:
 def debian_key(version: str) -> tuple[Any, ...]:
     """Return what orders a Debian version among others. Raises ValueError for what is none."""
     found = DEBIAN.fullmatch(version.strip()) if len(version) <= LONGEST else None
-    if not found:
+    # Without an epoch a colon has no place.
+    if not found or (found[1] is None and ":" in found[2]):
         raise ValueError(f"'{version[:60]}' is no version of a Debian package")
     epoch, upstream, revision = found.groups()
     return int(epoch or 0), _debian_part(upstream), _debian_part(revision or "")
