@@ -103,11 +103,11 @@ archive: setup ## keep every input of IMAGE by its hash in ARCHIVE, to build it 
 	    --base '$(BASE)' $(if $(CHECK),--check)
 
 sign: setup ## sign IMAGE with KEY (a PEM file; empty: the PGP key SIGNER of Apptainer's keyring)
-	@$(TOOL) sign --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY) \
-	    --signer $(call quoted,SIGNER)
+	@$(TOOL) sign --image $(call quoted,IMAGE) --variant '$(VARIANT)' --key $(call typed,KEY) \
+	    --signer $(call typed,SIGNER)
 
 verify: setup ## check IMAGE's signature with KEY (PEM, certificate or PGP public key; empty: the site's)
-	@$(TOOL) verify --image '$(IMAGE)' --variant '$(VARIANT)' --key $(call quoted,KEY)
+	@$(TOOL) verify --image $(call quoted,IMAGE) --variant '$(VARIANT)' --key $(call typed,KEY)
 
 release: setup ## VERSION's images, SBOMs, signatures, locks, checksums and manifest in one folder, OUTPUT
 	@$(TOOL) release --version $(call typed,VERSION) --variant '$(VARIANT)' --base '$(BASE)' \

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     end_like_ctrl_c()
     path = image_file(options.image, options.variant)
-    sign_image(setup.ensure_apptainer(), Path(path), options.key, options.signer)
+    sign_image(setup.ensure_apptainer(), Path(path), os.path.expanduser(options.key), options.signer)
     for signature in read_signatures(path):
         print(f"signed by {signature.signer}")
     print(f"{path}\n{payload_digest(path)}")
