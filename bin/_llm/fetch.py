@@ -94,7 +94,8 @@ def download(
             wanted = ", ".join(f"{sha256[:16]}…" for sha256 in sorted(accepted)[:2])
             reason = f"SHA-256 is {digest.hexdigest()[:16]}…, the lock says {wanted}"
         except urllib.error.HTTPError as error:
-            reason = f"{uri.rsplit('/', 1)[-1]}: HTTP status {error.code}"
+            host = urllib.parse.urlsplit(uri).netloc.rpartition("@")[2]
+            reason = f"HTTP status {error.code} from {host}"
             if error.code in (403, 404, 410):
                 raise GoneError(f"cannot fetch {what}", reason, gone) from None
         except (OSError, http.client.HTTPException, ValueError) as error:

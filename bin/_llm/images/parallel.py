@@ -88,10 +88,13 @@ def _next(ended: queue.SimpleQueue[BaseException | None]) -> BaseException | Non
 
 
 def together(errors: Sequence[LLMError], asked: int) -> LLMError:
-    """One error for several files that can't be had."""
+    """One error for several files that can't be had: every one by its name, once a reason."""
     if len(errors) == 1:
         return errors[0]
-    lines = [f"{error.what.removeprefix('cannot fetch ')}: {error.why}" for error in errors]
+    reasons: dict[str, list[str]] = {}
+    for error in errors:
+        reasons.setdefault(error.why, []).append(error.what.removeprefix("cannot fetch "))
+    lines = [line for why, names in reasons.items() for line in (f"{why}:", *names)]
     fixes = list(dict.fromkeys(error.fix for error in errors))
     return LLMError(f"cannot fetch {len(errors)} of {asked} files", "\n       ".join(lines),
                     "\n".join(fixes))

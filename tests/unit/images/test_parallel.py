@@ -49,4 +49,5 @@ def test_several_faults_are_one_message() -> None:
     assert together([one], 5) is one
     both = together([one, LLMError("cannot fetch b", "wrong hash", "lock")], 5)
     assert both.what == "cannot fetch 2 of 5 files"
-    assert "a: 404" in both.why and "b: wrong hash" in both.why and both.fix == "lock"
+    assert both.why.split("\n       ") == ["404:", "a", "wrong hash:", "b"]
+    assert both.fix == "lock"
