@@ -178,7 +178,10 @@ def write_record(
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
-    """SHA-256 of files in a folder, by name; None for one that cannot be read."""
+    """SHA-256 of files in a folder, by name; None for one that cannot be read.
+
+    A folder in it stands for all files below.
+    """
     from llm_recipes.content_digest import file_sha256
 
     def digest(name: str) -> str | None:
@@ -187,7 +190,11 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
         except OSError:
             return None
 
-    ordered = sorted(set(names))
+    found: set[str] = set()
+    for name in names:
+        below = [path for path in (folder / name).rglob("*") if path.is_file()]
+        found.update([str(path.relative_to(folder)) for path in below] or [name])
+    ordered = sorted(found)
     with ThreadPoolExecutor(READERS) as readers:
         return dict(zip(ordered, readers.map(digest, ordered), strict=True))
 

@@ -35,8 +35,21 @@ BASE, LORA, FULL = "86e67c087e17fe9e", "ea63edb2547e9f5b", "061656a401b9a7db"
 
 
 def record(recipe: str, hour: int, **parts: Any) -> dict[str, Any]:
-    """A record with all that start_record knows, on a cluster's node with two GPUs."""
+    """A record with all that start_record knows, on a cluster's node with two GPUs.
+
+    Those of data are as older versions wrote them.
+    """
+    newer: dict[str, Any] = {
+        "cwd": "/home/me/it's work",
+        "launch": {"image": "llm-cuda13", "gpu": True, "torchrun": False, "env": {}},
+        "environment": {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "16"},
+        "adapter": {},
+        "outputs": ["output"],
+        "results": {"answers.jsonl": "0a1b" * 16},
+        "deterministic": False,
+    }
     return {
+        **({} if recipe.startswith("data/") else newer),
         "schema": 1,
         "recipe": recipe,
         "started": f"2026-03-02T{hour:02d}:00:00+00:00",

@@ -169,6 +169,9 @@ def test_every_recipe_is_there_with_its_numbers(folder: Path, texts: tuple[str, 
     assert "all with image llm-cuda13 0a1b0a1b0a1b" in two and "| image |" not in two
     assert "sha256:" + "0a1b" * 16 in runs  # whole in the run's own part
     assert "- driver" not in runs and "host: driver: 580.65.06" in runs
+    assert "- variables: NCCL_DEBUG INFO, OMP_NUM_THREADS 16" in runs
+    assert "- folder: /home/me/it's work" in runs
+    assert "0a1b0a1b\n" not in runs.replace("sha256:" + "0a1b" * 16, "")  # results
     assert "Slurm: job: 4711" in runs and "Slurm: partition: gpu" in runs
     assert "energy kwh: 1.25" in runs and "nested a s: 3.5\xa0s" in runs
     command = "recipes/finetune/sft.py --model 'models/it'\"'\"'s here' --output runs/x"

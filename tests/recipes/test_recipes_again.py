@@ -116,7 +116,8 @@ IN_THE_IMAGE = (
 )
 # What these write is in no test: measurements, and a server.
 BEGUN = {
-    "finetune/sweep": f"--output sweep --model model {DATA} --batch-size 1 --batch-size 2 --max-length 64",
+    "finetune/sweep": f"--output sweep --model model {DATA} --batch-size 1 --batch-size 2"
+    " --max-length 64",
     "quantized/tune": "--model f16.gguf --output tuned.json",
     "quantized/bench": "--models f16.gguf --output bench --threads 1",
     "quantized/serve": "--model f16.gguf --record serve.json --connection connection.json",

@@ -167,8 +167,9 @@ def test_results_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "a'; b.jsonl").write_text("1")
     record = start_record("a/b", {}, "a CPU", ("output", "prompts"), deterministic=True)
-    names = ["scores/a'; b.jsonl", "gone"]
-    write_record(tmp_path / "run.json", record, "complete", results=names)
-    assert record["results"] == {names[0]: hashlib.sha256(b"1").hexdigest(), "gone": None}
+    name = "scores/a'; b.jsonl"
+    for names in ([name, "gone"], ["scores", "gone"]):
+        write_record(tmp_path / "run.json", record, "complete", results=names)
+        assert record["results"] == {name: hashlib.sha256(b"1").hexdigest(), "gone": None}
     assert record["outputs"] == ["output", "prompts"]
     assert record["deterministic"] is True

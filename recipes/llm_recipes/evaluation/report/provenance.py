@@ -53,9 +53,15 @@ BESIDE = (
 )
 MOST_NUMBERS = 120
 # Shown by name, or by another section.
-KNOWN = ("schema", "recipe", "started", "finished", "status", "argv", "config", "code", "image")
-OF_OTHERS = ("evaluation", "made_with", "rows", "changes", "comparisons")
-OF_PARTS = ("host", "slurm", "model", "data", "metrics")
+KNOWN = (
+    *("schema", "recipe", "started", "finished", "status", "argv", "cwd", "launch", "config"),
+    *("code", "image", "environment"),
+)
+OF_OTHERS = (
+    *("evaluation", "made_with", "rows", "changes", "comparisons"),
+    *("outputs", "results", "deterministic"),  # for programs: llm-record
+)
+OF_PARTS = ("host", "slurm", "model", "adapter", "data", "metrics")
 
 
 def provenance(runs: Sequence[Run], output: Path) -> Section:
@@ -110,16 +116,18 @@ def facts(run: Run, output: Path) -> Facts:
         ("started", moment_text(record.get("started"))),
         ("finished", moment_text(record.get("finished"))),
         ("command", command_of(run)),
+        ("folder", words(record.get("cwd"))),
         ("image", image_of(run)),
         ("commit", commit_of(run)),
     ]
     host = at(record, "host")
-    found += named("host", host, ("site", "nodes", "cpus", "device", "driver"))
+    found += named("host", host, ("site", "nodes", "kernel", "cpus", "device", "driver"))
     gpus = at(host, "gpus")
     if gpus:
         found.append(("GPUs", device_of(run) if isinstance(gpus, list) else words(gpus)))
     found += named("Slurm", at(record, "slurm"), ())
     found += named("model", at(record, "model"), ("files",), leave_out=True)
+    found += named("adapter", at(record, "adapter"), ())
     found += named("data", at(record, "data"), ())
     others = [n for n in record if n not in (*KNOWN, *OF_PARTS, *OF_OTHERS)]
     found += [pair for name in others for pair in flat(name, record[name])]
@@ -128,11 +136,12 @@ def facts(run: Run, output: Path) -> Facts:
     if len(shown) > MOST_NUMBERS:
         left = len(shown) - MOST_NUMBERS
         shown = [*shown[:MOST_NUMBERS], ("more", f"{left} values: see the record")]
-    settings = at(record, "config")
-    if isinstance(settings, Mapping):
-        given = {k: v for k, v in settings.items() if v is not None}
-        text = ", ".join(f"{name} {words(value)}" for name, value in given.items())
-        shown.append(("settings", text))
+    for title, place in (("settings", "config"), ("variables", "environment")):
+        settings = at(record, place)
+        if isinstance(settings, Mapping):
+            given = {k: v for k, v in settings.items() if v is not None}
+            text = ", ".join(f"{name} {words(value)}" for name, value in given.items())
+            shown.append((title, text))
     return Facts(run.name, tuple(shown), links(run, output))
 
 
