@@ -77,6 +77,19 @@ def test_the_profile_may_name_the_mirror(
     assert request.mirror == "https://other/debian"
 
 
+def test_the_profile_may_name_archives(
+    monkeypatch: pytest.MonkeyPatch, home: Path, env: dict[str, str], tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(image.setup, "ensure_apptainer", lambda: {})
+    monkeypatch.setattr(image.setup, "ensure_fakeroot", lambda: None)
+    profile = f"[container]\narchive = {tmp_path}/a b\n    {tmp_path}/c\n"
+    request = image.make_request(settings_of(home, env, profile), "", "", False)
+    assert request.archives == (f"{tmp_path}/a b", f"{tmp_path}/c")
+    env["LLM_ARCHIVE_DIR"] = str(tmp_path)
+    assert image.make_request(settings_of(home, env, profile), "", "", False).archives == (
+        str(tmp_path),)
+
+
 def test_fakeroot_is_needed_only_for_an_image_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:
