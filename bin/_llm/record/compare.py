@@ -184,6 +184,9 @@ def causes(then: Record, now: Record) -> list[str]:
         "commit": (then.text("commit", "code"), now.text("commit", "code")),
         "recipes' files": (then.text("files_sha256", "code"), now.text("files_sha256", "code")),
     }
+    before, after = pairs["recipes' files"]
+    if before and before == after:
+        del pairs["commit"]  # the commits differ elsewhere
     for name, (before, after) in pairs.items():
         if before and after and before != after:
             found.append(f"{name}: {before[:19]} -> {after[:19]}")

@@ -105,3 +105,5 @@ def test_causes_are_named() -> None:
                             "model m: sha256:5 -> sha256:6"]
     assert found.hardware == ["cpus: 1 -> 2"] and found.is_same
     assert compare(then, then, 0.01).causes == []
+    same_files = [made(code={"commit": name, "files_sha256": "f"}) for name in "ab"]
+    assert compare(*same_files, 0.01).causes == []
