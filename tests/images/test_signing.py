@@ -182,10 +182,10 @@ def test_a_changed_byte_in_each_object(
         changed = bytearray(data)
         changed[item.offset + item.size // 3] ^= 1
         image.write_bytes(changed)
-        with pytest.raises(LLMError, match="does not hold|somebody else"):
+        with pytest.raises(LLMError, match=r"does not hold|somebody else"):
             check_signature(program, str(image), [public])
         if item.type != SIGNATURE:
-            with pytest.raises(LLMError, match="was changed after .* had signed it"):
+            with pytest.raises(LLMError, match=r"was changed after .* had signed it"):
                 sign_image(program, image, pem, signer)
     image.write_bytes(data)
     assert check_signature(program, str(image), [public])
@@ -349,7 +349,8 @@ def test_an_interruption(
     # An Apptainer that hangs where it signs the copy.
     slow = tmp_path / "apptainer"
     slow.write_text(
-        f"#!/bin/sh\ncase \"$1 $*\" in sign*.sif.signing-*) touch '{tmp_path}/there'; exec sleep 60;; esac\n"
+        f"#!/bin/sh\ncase \"$1 $*\" in\n"
+        f"sign*.sif.signing-*) touch '{tmp_path}/there'; exec sleep 60;; esac\n"
         f"exec '{program}' \"$@\"\n"
     )
     slow.chmod(0o755)

@@ -10,6 +10,7 @@ import pytest
 
 from _llm.options import parse
 from _llm.settings import load_settings
+from _llm.sif import payload_digest
 from _llm.submit import Job, asks_for_gpus, job_title, quoted, render, submit
 
 
@@ -125,3 +126,18 @@ def test_quotes_of_sbatch_lines() -> None:
     assert quoted("--time=1:00") == "--time=1:00"
     assert quoted("--output=/a b/x#y") == '--output="/a b/x#y"'
     assert quoted('--comment=say "hi" \\ it\'s') == '--comment="say \\"hi\\" \\\\ it\'s"'
+
+
+def test_an_image_that_the_site_does_not_allow_is_not_submitted(
+    home: Path, env: dict[str, str], images: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    env.update(LLM_IMAGE_DIR=str(images), LLM_LOCAL_DIR=str(tmp_path))
+    file = home / "sites" / "ours.ini"
+    for digest, allowed in (("0" * 64, False), (payload_digest(str(images / "llm-cpu.sif")), True)):
+        digest = digest.replace("sha256:", "")
+        file.write_text(f"[container]\nrequire = digest\ndigests = sha256:{digest}\n")
+        settings = load_settings(env, str(home), str(file))
+        options = parse(["--submit", "--dry-run", "--", "x"])
+        submit(options, settings, env, str(home))
+        assert ("must not be used" not in capsys.readouterr().err) is allowed

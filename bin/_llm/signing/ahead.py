@@ -6,6 +6,8 @@ of one for many nodes is read once and not on each of them.
 
 from __future__ import annotations
 
+import contextlib
+
 from _llm import visible
 from _llm.apptainer import find_apptainer
 from _llm.errors import LLMError
@@ -42,32 +44,40 @@ def look_ahead(
     requires = settings.get("container", "require") != "none"
     if not (requires or several):
         return []
-    cache = visible.cache_folder(settings, visible.home_folder(env))
-    local = visible.local_folder(settings)
     likely, others = likely_images(options, settings, env, home, has_gpus)
-    if requires:
+    if not requires:
+        # Where that fails, the nodes see for themselves.
+        with contextlib.suppress(LLMError):
+            cache, local = _folders(settings, env)
+            for path in likely:
+                cached_digest(path, cache, local)
+        return []
+    cache, local = _folders(settings, env)
+    try:
+        apptainer = find_apptainer(env, home, settings.get("container", "apptainer")).path
+    except LLMError as error:
+        if "signature" in settings.items("container", "require"):
+            return [f"the image's signature is checked on the nodes: {error.what} here"]
+        apptainer = ""
+    refused: list[LLMError] = []
+    for number, path in enumerate([*likely, *others]):
+        if number == len(likely) > len(refused):
+            break  # the others do not matter
         try:
-            apptainer = find_apptainer(env, home, settings.get("container", "apptainer")).path
+            check_required(settings, path, lambda: apptainer, cache, local)
+            if several and path in likely:
+                cached_digest(path, cache, local)
         except LLMError as error:
-            if "signature" in settings.items("container", "require"):
-                return [f"the image's signature is checked on the nodes: {error.what} here"]
-            apptainer = ""
-        refused: list[LLMError] = []
-        for number, path in enumerate([*likely, *others]):
-            if number == len(likely) > len(refused):
-                break  # the others do not matter
-            try:
-                check_required(settings, path, lambda: apptainer, cache, local)
-            except LLMError as error:
-                refused.append(error)
-        if refused and len(refused) == len(likely) + len(others):
-            raise refused[0]
-        if refused:
-            return [f"{error.what}: {error.why}" for error in refused]
-    if several:
-        for path in likely:
-            cached_digest(path, cache, local)
-    return []
+            refused.append(error)
+    if refused and len(refused) == len(likely) + len(others):
+        raise refused[0]
+    return [f"{error.what}: {error.why}" for error in refused]
+
+
+def _folders(settings: Settings, env: Mapping[str, str]) -> tuple[str, str]:
+    """Return the user's cache folder and the one on this node. Raises LLMError."""
+    cache = visible.cache_folder(settings, visible.home_folder(env))
+    return cache, visible.local_folder(settings)
 
 
 def job_has_gpus(env: Mapping[str, str], on_its_node: bool) -> bool:

@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     end_like_ctrl_c()
     path = image_file(options.image, options.variant)
-    sign_image(setup.ensure_apptainer(), Path(path), os.path.expanduser(options.key), options.signer)
+    key = os.path.expanduser(options.key)
+    sign_image(setup.ensure_apptainer(), Path(path), key, options.signer)
     for signature in read_signatures(path):
         print(f"signed by {signature.signer}")
     print(f"{path}\n{payload_digest(path)}")
@@ -166,8 +167,9 @@ def choose_signer(apptainer: str, wanted: str) -> Signer:
               for index, name, fingerprint in LISTED.findall(done.stdout)]
     digits = wanted.upper().replace(" ", "")
     digits = digits[2:] if digits.startswith("0X") else digits
-    found = [item for item in listed
-             if wanted.lower() in item.name.lower() or item.words[1] == wanted
+    if wanted in [item.words[1] for item in listed]:
+        return next(item for item in listed if item.words[1] == wanted)
+    found = [item for item in listed if wanted.lower() in item.name.lower()
              or (len(digits) >= 8 and item.fingerprint.endswith(digits))]
     if len(found) == 1:
         return found[0]

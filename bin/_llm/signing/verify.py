@@ -30,7 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     end_like_ctrl_c()
     settings = load_settings(os.environ, str(HOME))
-    paths = [os.path.expanduser(options.key)] if options.key else settings.items("container", "keys")
+    paths = settings.items("container", "keys")
+    if options.key:
+        paths = [os.path.expanduser(options.key)]
     if not paths:
         raise LLMError("which key is the signature to be checked with?",
                        f"no key is given, and [container] keys of the site profile "

@@ -1,4 +1,4 @@
-"""What a site requires of images, with a check in Apptainer's place that counts how often it runs."""
+"""What a site requires of images, with something in Apptainer's place that counts its checks."""
 
 from __future__ import annotations
 
