@@ -152,7 +152,7 @@ def test_time_umask_locale_place_and_cpus_leave_no_trace(
     ordinary: Path, tmp_path: Path, base_image: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = place(tmp_path, base_image, ORDINARY)
-    other = where.work / "another; folder's name"
+    other = where.work / "another folder, ü"
     other.mkdir()
     for name, value in (("LLM_BUILD_DIR", str(other)), ("TMPDIR", str(other)), ("USER", "someone"),
                         ("TZ", "Pacific/Kiritimati"), ("LC_ALL", "tr_TR.UTF-8"), ("LANG", "C"),
@@ -183,6 +183,7 @@ def test_an_ordinary_user_makes_the_same_bytes(ordinary: Path, base_image: Path)
     try:
         # Checkout and programs may lie where another user can't read.
         shutil.copytree(HOME / "bin", folder / "bin", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(HOME / "sites", folder / "sites")
         shutil.copy(__file__, folder)
         where = place(folder / "build", base_image, ORDINARY)
         for path in (folder, *folder.rglob("*")):
