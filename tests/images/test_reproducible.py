@@ -152,7 +152,7 @@ def test_time_umask_locale_place_and_cpus_leave_no_trace(
     ordinary: Path, tmp_path: Path, base_image: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = place(tmp_path, base_image, ORDINARY)
-    other = where.work / "another folder, ü"
+    other = where.work / "another folder ü"
     other.mkdir()
     for name, value in (("LLM_BUILD_DIR", str(other)), ("TMPDIR", str(other)), ("USER", "someone"),
                         ("TZ", "Pacific/Kiritimati"), ("LC_ALL", "tr_TR.UTF-8"), ("LANG", "C"),

@@ -19,17 +19,28 @@ from _llm.images.repository import make_repository
 from _llm.images.store import Store
 
 INSIDE = "/mnt"
+# Seen with Apptainer 1.4.5: `apptainer build` ends with "could not inspect container".
+SHELL_CHARACTERS = frozenset("'\"`\\;&|<>()$*?[]!#\n\t:,")
 
 
 def build_folder(env: Mapping[str, str]) -> Path:
     """Where sandboxes are built: LLM_BUILD_DIR, else TMPDIR, else /var/tmp.
 
-    Raises LLMError on a network file system, where user namespaces can't own files.
+    Raises LLMError on a network file system, where user namespaces can't own files, and for a path
+    that Apptainer can't build in.
     """
     folder = Path(env.get("LLM_BUILD_DIR") or env.get("TMPDIR") or "/var/tmp")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise LLMError(f"the build folder {folder} is not a writable folder", "LLM_BUILD_DIR or "
                        "TMPDIR names it", "LLM_BUILD_DIR=/path/on/a/local/disk make image")
+    bad = sorted(set(str(folder)) & SHELL_CHARACTERS)
+    if bad:
+        raise LLMError(
+            f"an image can't be built in {folder}",
+            f"its path has {' '.join(map(repr, bad))}, and Apptainer looks at what it has built "
+            "with a shell that takes this for a part of the command",
+            "LLM_BUILD_DIR=/path/with/ordinary/letters make image",
+        )
     if checks.is_network_file_system(folder):
         raise LLMError(
             f"the build folder {folder} is on {checks.file_system_of(folder)}",

@@ -6,8 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from _llm.errors import LLMError
 from _llm.images.needs import Files
-from _llm.images.staging import make_staging
+from _llm.images.staging import build_folder, make_staging
 from _llm.images.store import Store, place_of
 
 
@@ -52,3 +55,18 @@ def test_a_build_knows_no_index_and_no_account(tmp_path: Path) -> None:
     assert "PIP_NO_INDEX=1" in done.stdout and "UV_NO_INDEX=1" in done.stdout
     assert "PIP_FIND_LINKS=/mnt/python" in done.stdout and "UV_OFFLINE=1" in done.stdout
     assert "secret" not in (tmp_path / "staging/packages.env").read_text()
+
+
+@pytest.mark.parametrize("name", ["it's", "a;b", 'a"b', "a&b", "a\nb", "a:b", "a,b", "$HOME"])
+def test_a_build_folder_that_breaks_apptainers_build_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    with pytest.raises(LLMError, match=r"can't be built in") as caught:
+        build_folder({"LLM_BUILD_DIR": str(folder)})
+    assert caught.value.fix == "LLM_BUILD_DIR=/path/with/ordinary/letters make image"
+
+
+def test_spaces_and_letters_of_any_language_are_no_fault(tmp_path: Path) -> None:
+    folder = tmp_path / "ordinary folder ü"
+    folder.mkdir()
+    assert build_folder({"TMPDIR": str(folder)}) == folder
