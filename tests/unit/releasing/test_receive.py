@@ -154,7 +154,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest empty": (lambda f: replace(f / "manifest.json", b""), "no JSON"),
     "manifest a link": (lambda f: ((f / "manifest.json").unlink(),
                                    (f / "manifest.json").symlink_to("/etc/passwd")),
-                        "manifest.json: "),
+                        "manifest.json: Too many levels of symbolic links"),
 }
 
 

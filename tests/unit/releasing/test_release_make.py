@@ -54,6 +54,20 @@ def test_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert modes[0] == modes[1]
 
 
+def test_everybody_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    old = os.umask(0o077)
+    try:
+        folder, _ = make(tmp_path)
+    finally:
+        os.umask(old)
+    for path in [folder, *folder.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
 def test_the_source_is_that_of_the_commit(tmp_path: Path) -> None:
     folder, manifest = make(tmp_path)
     with tarfile.open(folder / manifest.source) as tar:
@@ -80,6 +94,9 @@ def test_a_changed_tree_is_known_by_every_kind_of_change(tmp_path: Path) -> None
     (home / "bin/_llm/tool.sh").write_text("changed")
     (home / "containers/base/image.def").unlink()
     found = source.read_source(home, 0)
+    [fault] = plan.tree_faults(found, "1.2.0", False)
+    assert "not committed" in fault.what and "new.py" in fault.why
+    assert plan.tree_faults(found, "1.2.0", True) == []
     assert set(found.changes) == {"new.py", "bin/_llm/tool.sh", "containers/base/image.def"}
     assert "new.py" in found.files and "containers/base/image.def" not in found.files
     (home / "build").mkdir()
