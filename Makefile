@@ -16,6 +16,7 @@ ARCHIVE ?=
 CHECK ?=
 A ?=
 B ?=
+FILE ?=
 ADVISORIES ?=
 RULES ?=
 KEY ?=
@@ -61,6 +62,9 @@ help: ## this list
 	  "  VERSION=          which version 'make uninstall' removes; empty: this checkout's. Of 'make release'" \
 	  "  FROM=             the release that 'make import' checks and installs; PREFIX= its source too" \
 	  "  OUTPUT=           where 'make sbom' and 'make release' write" \
+	  "  FILE=             an image file for 'make sbom', 'sizes' and 'audit', in place of IMAGE and VARIANT" \
+	  "  A= B=             what 'make diff-image' compares: image files, names or release folders" \
+	  "  ADVISORIES= RULES=  of 'make audit': OSV's JSON or zip; licence rules, empty: the default ones" \
 	  "  KEY= SIGNER=      who signs or signed: a PEM file, or a PGP key of Apptainer's keyring" \
 	  "  DEFAULT=          what 'module load llm' means after 'make install'; empty: the newest version" \
 	  "  PROMPT='...'      what 'make demo' asks the tiny model" \
@@ -89,14 +93,15 @@ diff-image: setup ## what differs between two images: A= and B= (packages, sizes
 	@$(TOOL) diff-image $(call quoted,A) $(call quoted,B) $(ARGS)
 
 sbom: setup ## write IMAGE's list of software (CycloneDX) to OUTPUT, or print it
-	@$(TOOL) sbom --image '$(IMAGE)' --variant '$(VARIANT)' --output $(call quoted,OUTPUT)
+	@$(TOOL) sbom --image '$(IMAGE)' --variant '$(VARIANT)' --output $(call quoted,OUTPUT) \
+	    $(call quoted,FILE)
 
 sizes: setup ## how many bytes each package takes in IMAGE
-	@$(TOOL) sizes --image '$(IMAGE)' --variant '$(VARIANT)' $(ARGS)
+	@$(TOOL) sizes --image '$(IMAGE)' --variant '$(VARIANT)' $(ARGS) $(call quoted,FILE)
 
 audit: setup ## check IMAGE's software against an offline file of ADVISORIES and the licence RULES
 	@$(TOOL) audit --image '$(IMAGE)' --variant '$(VARIANT)' --advisories $(call quoted,ADVISORIES) \
-	    --rules $(call quoted,RULES) $(ARGS)
+	    --rules $(call quoted,RULES) $(ARGS) $(call quoted,FILE)
 
 archive: setup ## keep every input of IMAGE by its hash in ARCHIVE, to build it without a network
 	@$(TOOL) archive --image '$(IMAGE)' --variant '$(VARIANT)' --archive $(call quoted,ARCHIVE) \

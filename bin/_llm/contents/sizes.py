@@ -2,8 +2,8 @@
 
     sh bin/_llm/tool.sh sizes --image llm --variant cpu --top 20
 
-Bytes are those of the unpacked files, each counted for one package; an image file is about a
-quarter of it.
+Bytes are those of the unpacked files, each counted for one package; an image file has about 30 %
+of them.
 """
 
 from __future__ import annotations

@@ -56,6 +56,15 @@ def test_the_default_has_a_reason_for_each_exception() -> None:
     assert rules.unfixed and rules.ignored_urgencies == ("unimportant",)
 
 
+def test_the_manuals_example(tmp_path: Path) -> None:
+    manual = Path(__file__).parents[3] / "docs" / "image-contents.md"
+    text = manual.read_text(encoding="utf-8")
+    example = text.split("```text\n[licences]")[1].split("```")[0]
+    (tmp_path / "r.ini").write_text("[licences]" + example)
+    rules = read_rules(str(tmp_path / "r.ini"))
+    assert rules.exceptions and rules.accepted and rules.allowed and rules.denied
+
+
 def test_a_file(tmp_path: Path) -> None:
     file = tmp_path / "the rules; 'x'.ini"
     file.write_text("[licences]\nallowed =\n    MIT\n    # a comment\n    ISC\n[exceptions]\n"
