@@ -13,7 +13,7 @@ import os
 import re
 
 from _llm.record.finding import GONE, OTHER, UNKNOWN, Finding
-from _llm.record.reading import Record, inputs, output_names
+from _llm.record.reading import RECORD, Record, inputs, output_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,14 +27,23 @@ UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00
                          "\U00010000-\U0010ffff]")
 
 
-def redirected(record: Record, folder: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the configuration with its outputs in `folder`, and the paths of these."""
+def redirected(record: Record, folder: str, scratch: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration with its outputs in `folder`, and the paths of these.
+
+    A run that wrote one folder writes `folder` itself: links out of it lead to the same places.
+    scratch: a folder that goes when the replay is done, for caches.
+    """
     config = dict(record.part("config"))
     paths: list[str] = []
+    named = [name for name in output_names(record) if config.get(name) and name not in CACHES]
+    if os.path.basename(record.path) == RECORD and len(named) == 1:
+        name = named[0]
+        if isinstance(config[name], str):
+            folder, config[name] = os.path.split(folder)
     for name in output_names(record):
         old = config.get(name)
         if name in CACHES and name in config:
-            config[name] = os.path.join(folder, name)
+            config[name] = os.path.join(scratch, name)
         elif isinstance(old, list):
             config[name] = [_moved(one, name, folder, paths) for one in old]
         elif isinstance(old, str) and old:

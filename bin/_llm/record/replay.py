@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 from _llm.apptainer import find_apptainer
@@ -41,24 +43,30 @@ if TYPE_CHECKING:
 
     from _llm.settings import Settings
 
-CONFIG, COMPARISON = "replay.config.json", "replay.json"
 MOST_REPLAYS = 10_000
 
 
 @dataclass
 class Plan:
-    """A replay that has not begun. folder: for everything that it writes. outputs: the paths that
-    the recipe gets. cwd, words, env: of the process to start.
+    """A replay that has not begun. folder: for everything that it writes. scratch: one that goes
+    when it is done; config_path: in there, with config. outputs: the paths that the recipe gets.
+    cwd, words, env: of the process to start.
     """
 
     findings: list[Finding]
     code: Code
     folder: str
+    scratch: str
     outputs: list[str]
     config: dict[str, Any]
     cwd: str
     words: list[str]
     env: dict[str, str]
+
+    @property
+    def config_path(self) -> str:
+        """Return where the recipe finds its configuration."""
+        return os.path.join(self.scratch, "config.json")
 
 
 def replay(record: Record, options: Options, settings: Settings, home: str) -> int:
@@ -82,9 +90,13 @@ def replay(record: Record, options: Options, settings: Settings, home: str) -> i
             _say(finding.lines())
     if plan.code.commit:
         copy_commit(plan.code.commit, home, plan.code.home)
-    _make_folder(plan.folder)
-    write_text(os.path.join(plan.folder, CONFIG), config_file(plan.config))
-    status = run(plan, options.json)
+    _make_folder(os.path.dirname(plan.outputs[0]))
+    try:
+        _make_folder(plan.scratch)
+        write_text(plan.config_path, config_file(plan.config))
+        status = run(plan, options.json)
+    finally:
+        shutil.rmtree(plan.scratch, ignore_errors=True)
     try:
         made = _its_record(record, plan)
     except LLMError as error:
@@ -98,15 +110,14 @@ def replay(record: Record, options: Options, settings: Settings, home: str) -> i
             f"the replay ended with status {status} and without its results", said,
             f"its messages stand above; what it left is in {plan.folder}",
         )
-    link_back(record, made)
     found = compare.compare(record, made, options.tolerance)
+    link_back(record, made, found)
     answer = {
         "record": record.path, "replay": made.path, **found.as_json(),
         "findings": [finding.as_json() for finding in plan.findings],
     }
     text = json.dumps(answer, indent=2, ensure_ascii=False)
     text = text.encode("utf-8", "backslashreplace").decode()
-    write_text(os.path.join(plan.folder, COMPARISON), text + "\n")
     print(text if options.json else found.lines())
     return 0 if found.is_same else 1
 
@@ -124,7 +135,8 @@ def make_plan(record: Record, options: Options, settings: Settings, home: str) -
     code = find_code(record, home, cache)
     findings += [*code.findings, *check_inputs(record, cache)]
     folder = new_folder(record, options.output)
-    config, outputs = redirected(record, folder)
+    scratch = os.path.join(cache, "replays", f"{time.time_ns():x}-{os.getpid()}")
+    config, outputs = redirected(record, folder, scratch)
     if not config or not outputs:
         text = "no configuration" if not config else "no output that could go elsewhere"
         findings.append(Finding("config", GONE, f"the record has {text}"))
@@ -140,11 +152,11 @@ def make_plan(record: Record, options: Options, settings: Settings, home: str) -
         env["LLM_APPTAINER"] = find_apptainer(
             os.environ, home, settings.get("container", "apptainer")).path
         env["LLM_SITE"] = settings.site if settings.site == "default" else settings.site_file
-    words = []
+    plan = Plan(findings, code, folder, scratch, outputs, config, cwd, [], env)
     if image and outputs and code.recipe:
-        words = [os.path.join(code.home, "bin", "llm-run"), "--image", image, *launch, "--",
-                 "python", code.recipe, "--config", os.path.join(folder, CONFIG), *options.extra]
-    return Plan(findings, code, folder, outputs, config, cwd, words, env)
+        plan.words = [os.path.join(code.home, "bin", "llm-run"), "--image", image, *launch, "--",
+                      "python", code.recipe, "--config", plan.config_path, *options.extra]
+    return plan
 
 
 def new_folder(record: Record, asked: str | None) -> str:
@@ -200,9 +212,10 @@ def run(plan: Plan, quiet: bool) -> int:
     return status if status >= 0 else 128 - status
 
 
-def link_back(record: Record, made: Record) -> None:
-    """Write into the replay's own record which one it replays. Raises OSError."""
-    made.data["replay_of"] = {"path": record.path, "digest": record.digest}
+def link_back(record: Record, made: Record, found: compare.Comparison) -> None:
+    """Write into the replay's own record what it replays, and how that went. Raises OSError."""
+    made.data["replay_of"] = {"path": record.path, "digest": record.digest,
+                              "same": found.is_same, "verdict": found.verdict()}
     text = json.dumps(made.data, indent=2, ensure_ascii=False) + "\n"
     write_text(made.path, text.encode("utf-8", "backslashreplace").decode())
 

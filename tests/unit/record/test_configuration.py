@@ -45,13 +45,20 @@ def test_outputs_go_to_the_new_folder_and_nothing_else_does() -> None:
     config = {"output": "../runs/base/", "model": "output", "cache": None, "log": None,
               "files": ["a/x.txt", "b/x.txt"], "connection": "~/c.env"}
     names = ["output", "cache", "log", "files", "connection", "missing"]
-    made, paths = redirected(record(config=config, outputs=names), "/new")
+    made, paths = redirected(record(config=config, outputs=names), "/new", "/s")
     assert made["output"] == "/new/base" and made["model"] == "output" and made["log"] is None
-    assert made["cache"] == "/new/cache"  # else it would find its own old answers
+    assert made["cache"] == "/s/cache"  # else it would find its own old answers
     assert len(set(made["files"])) == 2 and made["connection"] == "/new/c.env"
     assert set(paths) == {"/new/base", *made["files"], "/new/c.env"}
     assert config["output"] == "../runs/base/" and "missing" not in made
-    assert redirected(record(config={"output": "."}), "/new")[0]["output"] == "/new/output"
+    assert redirected(record(config={"output": "."}), "/new", "")[0]["output"] == "/new/output"
+
+
+def test_one_folder_becomes_the_new_folder_itself() -> None:
+    data = {"config": {"output": "runs/base", "cache": None}, "outputs": ["output", "cache"]}
+    made, paths = redirected(Record("/runs/base/run.json", data, ""), "/runs/base.replay-1", "/s")
+    assert made == {"output": "/runs/base.replay-1", "cache": "/s/cache"}
+    assert paths == ["/runs/base.replay-1"]
 
 
 def test_the_recorded_folder_is_used_and_one_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -78,14 +78,16 @@ def test_a_replay_is_the_same(llm_record: Here, record_file: Path, run_folder: P
     folder = run_folder / "answers.replay-1"
     made = json.loads((folder / "answers.run.json").read_text())
     digest = subprocess.run(["sha256sum", record_file], capture_output=True, text=True, check=True)
-    assert made["replay_of"] == {"path": str(record_file),
-                                 "digest": f"sha256:{digest.stdout.split()[0]}"}
+    assert made["replay_of"] == {
+        "path": str(record_file), "digest": f"sha256:{digest.stdout.split()[0]}", "same": True,
+        "verdict": done.stdout.splitlines()[-1]}
     assert made["config"] == {"model": "owner/name", "prompts": "prompts.txt", "seed": 0,
                               "temperature": 1e-05, "output": str(folder / "answers.jsonl")}
     assert made["environment"]["OMP_NUM_THREADS"] == "3"  # as recorded, not as here
     assert "shown      load_s: 1.5 -> 9.5" in done.stdout  # a clock decides nothing
     assert {path: path.read_bytes() for path in before} == before
-    assert json.loads((folder / "replay.json").read_text())["same"] is True
+    assert sorted(os.listdir(folder)) == ["answers.jsonl", "answers.run.json"]
+    assert not os.listdir(Path(llm_record.env["LLM_CACHE_DIR"]) / "replays")
     assert llm_record("replay", run_folder / "answers.jsonl").returncode == 0
     assert (run_folder / "answers.replay-2").is_dir()
 
@@ -148,7 +150,6 @@ def test_a_run_that_fails_is_no_result(
 ) -> None:
     done = llm_record("replay", record_file, FAIL="1")
     assert done.returncode == 2 and "ended with status 3" in done.stderr
-    assert (run_folder / "answers.replay-1/replay.config.json").is_file()
     template = json.loads(llm_record.env["RECORD_TEMPLATE"])
     template["status"] = "interrupted"
     done = llm_record("replay", record_file, RECORD_TEMPLATE=json.dumps(template))
@@ -174,8 +175,8 @@ def test_ctrl_c_reaches_the_run_and_what_it_wrote_stays(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
-    assert mark.read_text() == "stopped\n"
-    assert (run_folder / "answers.replay-1/replay.config.json").is_file()
+    assert mark.read_text() == "stopped\n" and (run_folder / "answers.replay-1").is_dir()
+    assert not os.listdir(Path(llm_record.env["LLM_CACHE_DIR"]) / "replays")
 
 
 def test_a_folder_that_can_not_be_made(
