@@ -215,7 +215,7 @@ def write_summary(
     from llm_recipes.files import write_fault, write_text
     from llm_recipes.length_plot import draw_lengths
     from llm_recipes.prepared_data import example_lengths
-    from llm_recipes.record import write_record
+    from llm_recipes.record import file_hashes, write_record
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,8 +227,9 @@ def write_summary(
     write_text(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
     record["data"] = {"path": options.path, "digest": facts["digest"], "rows": facts["examples"]}
     record["metrics"] = prepared.facts
+    if prompts is not None:
+        record["results"] = file_hashes(prompts.parent, [prompts.name])
     names = ["lengths.png", "summary.json"]
-    names += [] if prompts is None else [os.path.relpath(prompts, folder)]
     write_record(folder / "run.json", record, "complete", results=names)
     print(f"\nlengths.png and summary.json in {folder}")
 

@@ -164,7 +164,7 @@ def write_record(
     """
     end: dict[str, Any] = {"status": status, "finished": _now()}
     if results is not None:
-        end["results"] = file_hashes(path.parent, results)
+        end["results"] = {**record.get("results", {}), **file_hashes(path.parent, results)}
     if isinstance(record, Record):
         deadline = time.monotonic() + (WAIT_S if status == "complete" else 0.0)
         for part, read in record.inputs.items():

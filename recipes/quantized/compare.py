@@ -123,7 +123,8 @@ def run(
 
     output = Path(settings["output"]).expanduser().absolute()
     placements = [placement_of(settings, model) for model in models]
-    record = start_record(RECIPE, settings, device_of(max(p.gpu_layers for p in placements)))
+    layers = max(placement.gpu_layers for placement in placements)
+    record = start_record(RECIPE, settings, device_of(layers), deterministic=layers == 0)
     record["data"] = {"path": text.name, "digest": text.digest, "rows": len(passages)}
     record["model"] = {"models": [model.described() for model in models]}
     add_input(record, "model", [shard for model in models for shard in model.file.shards])
@@ -142,7 +143,8 @@ def run(
         raise
     finally:
         try:
-            write_record(output / "run.json", record, status)
+            names = [scores_name(model) for model in models] if status == "complete" else ()
+            write_record(output / "run.json", record, status, results=names)
         except LLMError as fault:  # it must not hide what ended the run
             say(str(fault))
     return 0
@@ -206,12 +208,17 @@ def scores_of(
     )
 
     key = {"model": model.digest, "passages": passages_digest(passages)}
-    path = output / "scores" / f"{model.digest[:16]}.json"
+    path = output / scores_name(model)
     scored = read_scores(path, key)
     if scored is None:
         scored = score_model(model.file, passages, placement, engine)
         write_scores(path, key, scored)
     return scored
+
+
+def scores_name(model: Model) -> str:
+    """The file of a model's scores in the output."""
+    return f"scores/{model.digest[:16]}.json"
 
 
 def show(

@@ -168,7 +168,7 @@ def test_results_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "scores" / "a'; b.jsonl").write_text("1")
     record = start_record("a/b", {}, "a CPU", ("output", "prompts"), deterministic=True)
     name = "scores/a'; b.jsonl"
-    for names in ([name, "gone"], ["scores", "gone"]):
+    for names in ([name, "gone"], ["scores", "gone"], [name]):
         write_record(tmp_path / "run.json", record, "complete", results=names)
         assert record["results"] == {name: hashlib.sha256(b"1").hexdigest(), "gone": None}
     assert record["outputs"] == ["output", "prompts"]
