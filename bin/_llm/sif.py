@@ -78,6 +78,8 @@ def read_objects(path: str) -> list[Object]:
              if DESCRIPTOR.unpack_from(table, number * DESCRIPTOR.size)[1]]
     if not found:
         raise DamagedError("its header names no parts")
+    if any(item.offset < 0 or item.size < 0 for item in found):
+        raise DamagedError("its list of parts makes no sense")
     end = max(item.offset + item.size for item in found)
     if size < end:
         raise DamagedError(f"it has {size} bytes of {end}")

@@ -90,7 +90,7 @@ def read_keys(path: str) -> list[Key]:
     if b"-----BEGIN" in data and b"PGP PUBLIC KEY" not in data:
         kind = data.partition(b"-----BEGIN ")[2].partition(b"-----")[0].decode(errors="replace")
         raise ValueError(f"'{kind}' is no public key that can be used")
-    return [Key(PGP, path, key.fingerprint, key.name, key.expires)
+    return [Key(PGP, path, key.fingerprint, printable(key.name), key.expires)
             for key in openpgp.read_keys(data)]
 
 
@@ -101,7 +101,16 @@ def has_expired(key: Key, now: float | None = None) -> bool:
 
 def day(seconds: float) -> str:
     """Return a time as 2026-11-28 01:05:00 UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return "an impossible day"
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def printable(text: str) -> str:
+    """Return a name without what would move the cursor or break the line of a message."""
+    return "".join(character for character in text if character.isprintable())[:200]
 
 
 def pem_body(data: bytes, label: str) -> bytes:
@@ -172,7 +181,7 @@ def _certificate(path: str, data: bytes) -> Key:
             if identifier[1] == COMMON_NAME:
                 name = value[1].decode(errors="replace")
     header = bytes([0x30, 0x82]) + len(info).to_bytes(2, "big")
-    return Key(CERTIFICATE, path, ssh_fingerprint(header + info), name, _time(tag, end))
+    return Key(CERTIFICATE, path, ssh_fingerprint(header + info), printable(name), _time(tag, end))
 
 
 def _time(tag: int, text: bytes) -> float:

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 
 from _llm.sif import DESCRIPTOR, SIGNATURE, Object, read_object, read_objects
-from _llm.signing.keys import PEM, PGP
+from _llm.signing.keys import PEM, PGP, printable
 
 CLEAR_SIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
 # Longer is none of Apptainer's signatures, which have some hundred bytes for each object.
@@ -53,7 +53,7 @@ def _read(path: str, item: Object) -> Signature:
     with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, binascii.Error,
                              AttributeError, RecursionError):
         envelope = json.loads(data)
-        signer = str(envelope["signatures"][0].get("keyid") or "a key without a name")
+        name = printable(str(envelope["signatures"][0].get("keyid") or ""))
         message = base64.b64decode(envelope["payload"], validate=True)
-        return Signature(item, PEM, signer, created, message)
+        return Signature(item, PEM, name or "a key without a name", created, message)
     return Signature(item, "", "an unknown kind of key", created, b"")
