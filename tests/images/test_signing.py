@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "bin"))
 from _llm.errors import LLMError  # noqa: E402
 from _llm.sif import SIGNATURE, payload_digest, read_objects  # noqa: E402
+from _llm.signing import check  # noqa: E402
 from _llm.signing import sign as sign_module  # noqa: E402
 from _llm.signing.check import check_signature  # noqa: E402
 from _llm.signing.sign import sign_image  # noqa: E402
@@ -501,3 +502,18 @@ def test_a_requirement_that_cannot_be_met(cluster: Cluster, tmp_path: Path) -> N
     (unpacked / ".singularity.d").mkdir(parents=True)
     done = cluster.llm_run("--image", str(unpacked), "true")
     assert done.returncode == 2 and "it is an unpacked folder" in done.stderr
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_end_during_the_copy(
+    program: str, image: Path, unsigned: Path, monkeypatch: pytest.MonkeyPatch, what: BaseException
+) -> None:
+    def half(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:5000])
+        raise what
+
+    monkeypatch.setattr(check, "copy_file", half)
+    expected = KeyboardInterrupt if what is KeyboardInterrupt else LLMError
+    with pytest.raises(expected):
+        sign_image(program, image, key("ec.pem"), "")
+    assert image.read_bytes() == unsigned.read_bytes() and others(image) == []

@@ -11,6 +11,7 @@ import pytest
 from _llm.errors import LLMError
 from _llm.options import parse
 from _llm.pins import likely_images
+from _llm.place import Place
 from _llm.settings import Settings, load_settings
 from _llm.sif import payload_digest
 from _llm.signing import check, require
@@ -18,6 +19,7 @@ from _llm.signing.ahead import job_has_gpus, look_ahead
 from _llm.signing.check import Verified
 from _llm.signing.keys import Key
 from _llm.signing.require import allowed_digests, check_required
+from _llm.step import plan_step
 
 KEYS = Path(__file__).resolve().parent / "keys"
 OTHER = "sha256:" + "0" * 64
@@ -277,3 +279,24 @@ def test_the_digest_is_read_before_many_nodes_would(
 def test_a_job_with_gpus() -> None:
     assert not job_has_gpus({}, on_its_node=False)
     assert job_has_gpus({"SLURM_GPUS_PER_NODE": "2"}, on_its_node=False)
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_a_step_is_not_started_in_an_image_that_is_not_allowed(
+    home: Path, user: dict[str, str], checks: Checks, images: Path, is_allowed: bool,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "srun").write_text("#!/bin/sh\n")
+    (programs / "srun").chmod(0o755)
+    user.update(PATH=str(programs), SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1")
+    settings = site(home, user, SIGNATURE)
+    options, place = parse(["x"]), Place("batch", "7")
+    if is_allowed:
+        checks.signed.add(os.path.realpath(images / "llm-cpu.sif"))
+        step = plan_step(options, settings, user, str(home), place)
+        assert step.arguments[0] == str(programs / "srun") and step.notices == []
+        return
+    with pytest.raises(LLMError, match="a signature is required"):
+        plan_step(options, settings, user, str(home), place)
