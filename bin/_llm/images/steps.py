@@ -74,10 +74,6 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
 
 def hint_for(tail: str) -> str:
     """A cure for failures that are known by their message, "" for others."""
-    if "torch" in tail and re.search(r"no version of torch|[Nn]o solution found|not found", tail):
-        return ("\ntorch's CPU build is not in the general package index: add PyTorch's own wheel "
-                "index\nor a folder with the wheel to pip's configuration, e.g. pip config set "
-                "global.find-links DIR")
     if "No space left" in tail:
         return "\nthe disk is full: LLM_BUILD_DIR=/path/with/room make image"
     if "newuidmap" in tail or "subuid" in tail:
