@@ -20,6 +20,7 @@ from _llm.record.finding import GONE, OK, OTHER, UNKNOWN, Finding
 from _llm.record.reading import Record, recipe_file
 
 COMMIT = re.compile("[0-9a-f]{40,64}")
+FILES = ".files_sha256"
 NO_COPY = "this is no checkout with git, so it has no other commit"
 
 
@@ -64,8 +65,12 @@ def copy_folder(commit: str, cache: str) -> str:
 
 
 def copy_commit(commit: str, home: str, folder: str) -> None:
-    """Make the copy, whole or not at all; one that is there stays. Raises LLMError, OSError."""
-    if os.path.isfile(os.path.join(folder, ".commit")):
+    """Make the copy, whole or not at all; one that is there and whole stays.
+
+    Raises LLMError, OSError. Where old files of a cache are removed by themselves, a copy loses
+    some; where somebody edits it, it is another code: then it is made anew.
+    """
+    if is_whole(folder):
         return
     done = _git(home, "archive", "--format=tar", commit)
     if done.returncode:
@@ -82,16 +87,28 @@ def copy_commit(commit: str, home: str, folder: str) -> None:
                 archive.extractall(part, filter="tar")
             else:
                 archive.extractall(part)
-        with open(os.path.join(part, ".commit"), "w", encoding="ascii") as file:
-            file.write(commit + "\n")
+        for name, text in ((".commit", commit), (FILES, files_sha256(part))):
+            with open(os.path.join(part, name), "w", encoding="ascii") as file:
+                file.write(text + "\n")
         os.chmod(part, 0o755)
+        if not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             os.rename(part, folder)
         except OSError:  # another replay was faster
-            if not os.path.isfile(os.path.join(folder, ".commit")):
+            if not is_whole(folder):
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def is_whole(folder: str) -> bool:
+    """Say whether a copy is there with all its files as git has them."""
+    try:
+        with open(os.path.join(folder, FILES), encoding="ascii") as file:
+            return file.read().strip() == files_sha256(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _uncommitted(commit: str, files: object, home: str) -> Finding:
