@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from git_folders import git
 
 from _llm.record.content import content_digest, file_sha256
 from _llm.sif import payload_digest
@@ -50,13 +50,6 @@ def checkout(tmp_path: Path) -> Path:
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "x")
     return folder
-
-
-def git(folder: Path, *words: str) -> str:
-    """What git says in a folder."""
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True,
-                          text=True).stdout.strip()
 
 
 @pytest.fixture

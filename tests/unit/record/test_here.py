@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import git
+from git_folders import git
 
 from _llm.errors import LLMError
 from _llm.record.code import copy_commit, find_code
@@ -104,6 +104,9 @@ def test_another_commit_is_copied(data: dict[str, Any], checkout: Path, tmp_path
     assert os.access(os.path.join(found.home, "bin/llm-run"), os.X_OK)
     assert Path(found.home, ".commit").read_text().strip() == found.commit
     assert os.listdir(os.path.dirname(found.home)) == [found.commit]
+    Path(found.recipe).unlink()  # as cleaners of scratch file systems do
+    copy_commit(found.commit, str(checkout), found.home)
+    assert file_sha256(found.recipe) == data["code"]["recipe"]["sha256"]
     with pytest.raises(LLMError, match="can't be copied"):
         copy_commit("0" * 40, str(checkout), str(tmp_path / "no"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import git
+from git_folders import git
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # The library of this repository, as if it lay in the checkout of the test.
