@@ -307,7 +307,7 @@ def measure(
     with opening(job) as opened:
         record["host"]["device"] = opened.device
         record["model"] = opened.described
-        record["deterministic"] = opened.repeatable
+        record["deterministic"] = opened.repeatable and ranks.count == 1
         folder = o["cache"].expanduser().absolute() if o["cache"] else user_cache("evaluations")
         kept = KeptResponses(folder if o["keep_answers"] else None, answers_key(job, opened))
         versions = {task.task_name: task.VERSION for task in leaf_tasks(loaded)}

@@ -131,7 +131,7 @@ def run(settings: dict[str, Any], ranks: Ranks) -> int:
             return hold_chat(plan, leader)
         start = partial(session, plan, leader)
         name = device_name(plan.shard.device)
-        repeatable = is_repeatable(plan.shard.device, plan.shard.precision)
+        repeatable = is_repeatable(plan.shard.device, plan.shard.precision) and ranks.count == 1
         inputs = inputs_of(plan)
         job = Job("inference/sharded", settings, made_with(plan), name, start, inputs, repeatable)
         return answer_prompts(job, asked)

@@ -18,6 +18,7 @@ import errno
 import hashlib
 import os
 import re
+import signal
 import stat
 import threading
 import time
@@ -37,6 +38,8 @@ PIECE_BYTES = 1 << 20
 # File systems' clocks go in steps: what was written a moment ago may change again unseen.
 FRESH_NS = 2_000_000_000
 NICENESS = 10  # the run's own threads go first
+OF_A_THREAD = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+SIGNALS = signal.valid_signals() - OF_A_THREAD
 KEPT = re.compile(rb"(\d+) (\d+) (\d+) ([0-9a-f]{64})\n")
 
 _one_at_a_time = threading.Lock()
@@ -49,7 +52,12 @@ class Reading:
         self._found: list[str | None] = [None] * len(paths)
         self._missing = "it was not read to its end"
         self._thread = threading.Thread(target=self._read, args=(list(paths),), daemon=True)
-        self._thread.start()
+        # Signals are the run's: it may hold them back, and then none may come in through here.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def wait(self, seconds: float) -> tuple[list[str | None], str | None]:
         """What was found after so many seconds at most; and, if a digest is missing, why."""

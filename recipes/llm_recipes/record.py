@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +181,8 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
 
     A folder in it stands for all files below.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from llm_recipes.content_digest import file_sha256
 
     def digest(name: str) -> str | None:

@@ -82,7 +82,8 @@ def train(
     resume = find_resume(folder, choice, ranks, o["lora_dropout"])
     steps = o["max_steps"] or steps_of(len(examples.rows), o["epochs"], o["global_batch"])
     plan = StepPlan(choice.batch_size, choice.accumulation, steps, round(o["warmup"] * steps))
-    repeatable = job.device.type == "cpu" and job.compute_dtype == "fp32"
+    # Nobody promises in which order several processes add up.
+    repeatable = job.device.type == "cpu" and job.compute_dtype == "fp32" and ranks.count == 1
     record = start_record(RECIPE, o, device_name(job.device), deterministic=repeatable)
     add_input(record, "model", job.folder.path)
     add_input(record, "data", o["data"])

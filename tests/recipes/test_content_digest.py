@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -221,6 +222,19 @@ def test_nothing_waits_for_what_takes_long(model: Path, monkeypatch: pytest.Monk
     assert missing == "it was not read to its end"
     go_on.set()
     assert reading.wait(60) == ([found[0], content_digest(model)], None)
+
+
+def test_signals_go_to_the_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = []
+    monkeypatch.setattr(
+        digests,
+        "content_digest",
+        lambda path: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    Reading([model]).wait(30)
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= masks[0]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_a_program_ends_although_something_is_read(tmp_path: Path) -> None:
