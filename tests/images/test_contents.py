@@ -242,6 +242,18 @@ def test_a_full_disk_is_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(unsquash, "MARGIN", 1 << 60)
     with pytest.raises(LLMError, match="GiB free"), unsquash.unpacked(str(image)):
         pass
+    monkeypatch.setattr(unsquash, "MARGIN", 0)
+    run = unsquash.run_unsquashfs
+
+    def cut_off(words: list[str], image_file: str) -> bytes:
+        found = run(words, image_file)
+        if "-dest" in words and "-lln" not in words:
+            (Path(words[words.index("-dest") + 1]) / "etc/os-release").write_text("ID")
+        return found
+
+    monkeypatch.setattr(unsquash, "run_unsquashfs", cut_off)
+    with pytest.raises(LLMError, match="unpacked completely"), unsquash.unpacked(str(image)):
+        pass
     monkeypatch.setenv("LLM_BUILD_DIR", "/nowhere")
     with pytest.raises(LLMError, match="is not a writable folder"):
         unsquash.temporary_folder()

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from _llm.contents.choose import add_choice, choose
 from _llm.contents.software import Component, components, image_properties, read_software
+from _llm.contents.unsquash import shown
 from _llm.errors import LLMError
 from _llm.image import end_like_ctrl_c
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     facts = image_properties(document)
     rest = facts.get("llm:unowned-bytes", "0")
     unowned = int(rest) if rest.isdecimal() else 0
-    shown = found[:options.top] if options.top else found
+    top = found[:options.top] if options.top else found
     totals = totals_of(found)
     whole = sum(totals.values()) + unowned
     if options.json:
@@ -45,15 +46,16 @@ def main(arguments: Sequence[str]) -> int:
             "ecosystems": [{"name": name, "bytes": size} for name, size in totals.items()],
             "packages": [{"name": c.name, "version": c.version, "ecosystem": c.ecosystem,
                           "bytes": c.size, **({"place": c.place} if c.place else {})}
-                         for c in shown]}, indent=1))
+                         for c in top]}, indent=1))
         return 0
     print(f"{image_file}")
-    width = max([len(label(c)) for c in shown] or [1])
-    for component in shown:
-        print(f"{human(component.size):>10}  {label(component):<{width}}  {component.ecosystem}")
-    if len(shown) < len(found):
-        print(f"{human(sum(c.size for c in found[len(shown):])):>10}  "
-              f"{len(found) - len(shown)} more")
+    width = max([len(label(c)) for c in top] or [1])
+    for component in top:
+        name = shown(label(component))
+        print(f"{human(component.size):>10}  {name:<{width}}  {component.ecosystem}")
+    if len(top) < len(found):
+        print(f"{human(sum(c.size for c in found[len(top):])):>10}  "
+              f"{len(found) - len(top)} more")
     print()
     for name, size in totals.items():
         count = sum(c.ecosystem == name for c in found)

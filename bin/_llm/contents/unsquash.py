@@ -13,15 +13,19 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _llm import sif
 from _llm.apptainer import find_apptainer, find_program, private_folder
 from _llm.errors import LLMError
 from _llm.images.staging import remove_stale, remove_tree
 from _llm.lookup import SIF_MAGIC, SIF_MAGIC_AT, SQUASHFS_MAGIC
+
+if TYPE_CHECKING:
+    from _llm.contents.listing import Entry
 
 HOME = Path(__file__).resolve().parents[3]
 # What unpacking needs besides the files themselves, in bytes.
@@ -130,9 +134,12 @@ def unpacked(image_file: str) -> Iterator[Path]:
     if os.path.isdir(image_file):
         yield Path(image_file)
         return
+    from _llm.contents.listing import list_files  # which needs this module
+
     parent = temporary_folder()
     remove_stale(parent)
-    need = unpacked_size(image_file) + MARGIN
+    entries = list_files(image_file)
+    need = unpacked_size(entries) + MARGIN
     free = shutil.disk_usage(parent).free
     if free < need:
         raise LLMError(f"{parent} has {free / 2**30:.1f} GiB free, the unpacked image needs "
@@ -146,6 +153,7 @@ def unpacked(image_file: str) -> Iterator[Path]:
         lenient = [word for word in ("-ignore-errors", "-no-exit-code") if knows_option(word)]
         run_unsquashfs(["-quiet", "-no-xattrs", *lenient, "-dest", str(tree)], image_file)
         make_readable(tree)
+        check_complete(tree, entries, image_file)
         yield tree
     finally:
         make_readable(folder)
@@ -162,12 +170,32 @@ def temporary_folder() -> Path:
     return folder.absolute()
 
 
-def unpacked_size(image_file: str) -> int:
+def unpacked_size(entries: Mapping[str, Entry]) -> int:
     """Bytes that the files of an image take on a disk, about."""
-    from _llm.contents.listing import list_files
-
     block = 4096
-    return sum(-(-entry.size // block) * block + block for entry in list_files(image_file).values())
+    return sum(-(-entry.size // block) * block + block for entry in entries.values())
+
+
+def check_complete(tree: Path, entries: Mapping[str, Entry], image_file: str) -> None:
+    """Raise LLMError unless every regular file was unpacked whole: unsquashfs was told to go on."""
+    for path, entry in entries.items():
+        if entry.type != "-":
+            continue
+        try:
+            size = os.lstat(os.path.join(tree, path.lstrip("/"))).st_size
+        except OSError:
+            size = -1
+        if size != entry.size:
+            raise LLMError(f"{image_file} could not be unpacked completely",
+                           f"{shown(path)} has {max(size, 0)} bytes of {entry.size}: the disk is "
+                           "full, or the image is damaged",
+                           "LLM_BUILD_DIR=/path/with/room and the same command again")
+
+
+def shown(text: str) -> str:
+    """A text from an image as it may be printed: no control characters, no bytes that are none."""
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def make_readable(tree: Path) -> None:
