@@ -65,6 +65,11 @@ class Reading:
         found = list(self._found)
         return found, (self._missing if None in found else None)
 
+    def is_done(self, seconds: float) -> bool:
+        """Whether everything was looked at, after so many seconds at most."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def _read(self, paths: Sequence[Path]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # Linux: of this thread alone
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from llm_recipes import run_environment
 from llm_recipes.files import write_text
 from llm_recipes.run_secrets import plain, without_secrets
+from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from llm_recipes.content_digest import Reading
@@ -32,6 +33,7 @@ SCHEMA = 1
 # A run that is done waits so long for the content of its inputs to be read; what is not read then
 # is read by the next run.
 WAIT_S = 30.0
+QUIET_S = 2.0  # before it says so
 READERS = 4  # files of results that are read at once
 
 
@@ -46,6 +48,10 @@ class Input:
     paths: tuple[Path, ...]
     several: bool
     reading: Reading | None
+
+    def is_read(self, wait_s: float) -> bool:
+        """Whether its content was read, after so many seconds at most."""
+        return self.reading is None or self.reading.is_done(wait_s)
 
     def completed(self, part: Mapping[str, Any], wait_s: float) -> dict[str, Any]:
         """The record's part with path, resolved, content, and why a content is missing."""
@@ -167,6 +173,8 @@ def write_record(
     if isinstance(record, Record):
         deadline = time.monotonic() + (WAIT_S if status == "complete" else 0.0)
         for part, read in record.inputs.items():
+            if status == "complete" and not read.is_read(QUIET_S):
+                say(f"reading the {part} for the run record, once and {WAIT_S:g} s at most")
             end[part] = read.completed(
                 record.get(part) or {}, max(0.0, deadline - time.monotonic())
             )
