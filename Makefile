@@ -89,17 +89,22 @@ verify-image: setup ## build IMAGE twice from nothing and compare every byte; na
 	@$(TOOL) verify-image --image '$(IMAGE)' --variant '$(VARIANT)' \
 	    --cuda-architectures '$(CUDA_ARCHITECTURES)' $(if $(COMPILED),--compiled)
 
-diff-image: setup ## what differs between two images: A= and B= (packages, sizes, files)
+# Their output may go to a file or another program: what setup says does not.
+diff-image: ## what differs between two images: A= and B= (packages, sizes, files)
+	@$(TOOL) setup >&2
 	@$(TOOL) diff-image $(call quoted,A) $(call quoted,B) $(ARGS)
 
-sbom: setup ## write IMAGE's list of software (CycloneDX) to OUTPUT, or print it
+sbom: ## write IMAGE's list of software (CycloneDX) to OUTPUT, or print it
+	@$(TOOL) setup >&2
 	@$(TOOL) sbom --image '$(IMAGE)' --variant '$(VARIANT)' --output $(call quoted,OUTPUT) \
 	    $(call quoted,FILE)
 
-sizes: setup ## how many bytes each package takes in IMAGE
+sizes: ## how many bytes each package takes in IMAGE
+	@$(TOOL) setup >&2
 	@$(TOOL) sizes --image '$(IMAGE)' --variant '$(VARIANT)' $(ARGS) $(call quoted,FILE)
 
-audit: setup ## check IMAGE's software against an offline file of ADVISORIES and the licence RULES
+audit: ## check IMAGE's software against an offline file of ADVISORIES and the licence RULES
+	@$(TOOL) setup >&2
 	@$(TOOL) audit --image '$(IMAGE)' --variant '$(VARIANT)' --advisories $(call quoted,ADVISORIES) \
 	    --rules $(call quoted,RULES) $(ARGS) $(call quoted,FILE)
 
