@@ -20,8 +20,6 @@ RECORD = "run.json"
 ENDING = ".run.json"
 LARGEST_BYTES = 64 << 20
 PARTS = ("code", "image", "environment", "host", "slurm", "model", "adapter", "data", "metrics")
-# A folder of many runs has one record each; who means them all says so with *.
-MOST_IN_FOLDER = 1
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _in_folder(folder: str) -> str:
     except OSError as error:
         raise LLMError(f"the folder {folder} can't be read", error.strerror or str(error),
                        f"ls -ld '{folder}'") from None
-    if len(names) == MOST_IN_FOLDER:
+    if len(names) == 1:
         return os.path.join(folder, names[0])
     why = f"it has {', '.join(names[:5])}" if names else f"it has no {RECORD}"
     more = ", ..." if len(names) > 5 else ""

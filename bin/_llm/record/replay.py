@@ -97,15 +97,9 @@ def replay(record: Record, options: Options, settings: Settings, home: str) -> i
         status = run(plan, options.json)
     finally:
         shutil.rmtree(plan.scratch, ignore_errors=True)
-    try:
-        made = _its_record(record, plan)
-    except LLMError as error:
-        made = None
-        why = str(error)
-    else:
-        why = "it left no record"
+    made = _its_record(record, plan)
     if made is None or made.text("status") != "complete":
-        said = f"its record says: {made.text('status')}" if made else why
+        said = f"its record says: {made.text('status')}" if made else "it left no record"
         raise LLMError(
             f"the replay ended with status {status} and without its results", said,
             f"its messages stand above; what it left is in {plan.folder}",
