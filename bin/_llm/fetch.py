@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import netrc
 import os
+import socket
 import ssl
 import tempfile
 import threading
@@ -17,27 +18,43 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from _llm.errors import LLMError
 
 ATTEMPTS = 3
+CONNECT_SECONDS = 60
+NOBODY = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 BLOCK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NETWORK = "check network and proxy, or the disk's free space; then the same command again"
 
 
 @dataclass(frozen=True)
 class Access:
     """How servers are reached: a CA bundle ("" for the host's own) and the hosts that are believed
-    without a certificate (pip's trusted-host: NAME or NAME:PORT)."""
+    without a certificate (pip's trusted-host: NAME or NAME:PORT).
+
+    hosts: those that were asked, with "" where they answered, else why they could not be reached;
+    nobody asks them again.
+    """
 
     ca_bundle: str = ""
     trusted_hosts: tuple[str, ...] = ()
+    hosts: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 class GoneError(LLMError):
     """The server answers, and does not have the file."""
+
+
+class UnreachableError(LLMError):
+    """The server can't be reached at all, for this file or another."""
+
+
+class SilentError(OSError):
+    """No connection to a server that has not answered before; its words say why."""
 
 
 class StoppedError(Exception):
@@ -98,6 +115,8 @@ def download(
             reason = f"HTTP status {error.code} from {host}"
             if error.code in (403, 404, 410):
                 raise GoneError(f"cannot fetch {what}", reason, gone) from None
+        except SilentError as error:
+            raise UnreachableError(f"cannot fetch {what}", str(error), NETWORK) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error))
             if isinstance(error, OSError) and error.errno in FULL:
@@ -112,7 +131,7 @@ def download(
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     raise LLMError(f"cannot fetch {what}", f"{reason} (tried {ATTEMPTS} times)",
-                   "check network and proxy, or the disk's free space; then the same command again")
+                   NETWORK)
 
 
 def open_uri(  # type: ignore[no-untyped-def]  # urllib's answer has no public type
@@ -120,7 +139,8 @@ def open_uri(  # type: ignore[no-untyped-def]  # urllib's answer has no public t
 ):
     """Open an address: a name and password in it, or in ~/.netrc, are sent to its host alone.
 
-    Raises OSError (urllib's URLError and HTTPError are some), ValueError for what is no address.
+    Raises OSError (urllib's URLError and HTTPError are some), SilentError where the host can't be
+    reached, ValueError for what is no address.
     """
     split = urllib.parse.urlsplit(uri)
     host = split.netloc.rpartition("@")[2]
@@ -140,7 +160,38 @@ def open_uri(  # type: ignore[no-untyped-def]  # urllib's answer has no public t
                   or os.environ.get("CURL_CA_BUNDLE"))
         if bundle and split.scheme == "https":
             context = ssl.create_default_context(cafile=bundle)
-    return urllib.request.urlopen(request, timeout=60, context=context)
+    return _open(request, context, host, access.hosts)
+
+
+def _open(  # type: ignore[no-untyped-def]
+    request: urllib.request.Request, context: ssl.SSLContext | None, host: str,
+    hosts: dict[str, str],
+):
+    """Open a request, unless its host could not be reached before.
+
+    hosts: as Access has them. The first failure counts where a host never answered: with hundreds
+    of files to ask it for, nobody would see the end of it.
+    """
+    if hosts.get(host):
+        raise SilentError(hosts[host])
+    try:
+        answer = urllib.request.urlopen(request, timeout=CONNECT_SECONDS, context=context)
+    except urllib.error.HTTPError:
+        hosts[host] = ""
+        raise
+    except urllib.error.URLError as error:
+        why = error.reason
+        if host and hosts.get(host) != "" and isinstance(why, OSError) and _is_nobody(why):
+            hosts[host] = f"{host}: {why.strerror or why}"
+            raise SilentError(hosts[host]) from None
+        raise
+    hosts[host] = ""
+    return answer
+
+
+def _is_nobody(error: OSError) -> bool:
+    """Whether nobody is there: an unknown name, a refused connection, no way, no answer."""
+    return isinstance(error, (socket.gaierror, socket.timeout)) or error.errno in NOBODY
 
 
 def _account(split: urllib.parse.SplitResult) -> str:

@@ -102,6 +102,7 @@ def lock_checkers(uv: str) -> None:
     env = {**os.environ, **pip_settings.package_environment(packages, "", os.environ)}
     command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--upgrade",
                "--generate-hashes", "--universal", "--python-version", "3.9",
+               *(["--no-index"] if packages.no_index else []),
                "requirements-dev.in", "--output-file", "requirements-dev.lock"]
     if subprocess.run(command, check=False, env=env, cwd=HOME).returncode:
         raise LLMError("requirements-dev.lock could not be resolved", "uv's words stand above",

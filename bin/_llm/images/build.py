@@ -113,8 +113,8 @@ def inputs_of(image: Image, request: Request) -> dict[str, str]:
         parent = digest_of(inputs_of(load_image(request.containers, image.parent), request))
     else:
         parent = request.base or "Debian packages"
-        file = Path(request.base.split(":", 1)[-1])
-        if request.base and file.is_file():
+        file = steps.file_of_base(request.base)
+        if file:
             parent = f"file {sha256_of(file)}"
         if registry.is_reference(request.base):
             parent = f"{registry.PREFIX}sha256:{request.pinned_base}"
@@ -212,6 +212,7 @@ def make(
         log.step(3, 5, "normalise: nothing of this build's time, place or user stays")
         day, digest = day_of(image), digest_of(inputs)
         written = canonical_definition(image, request, inputs)
+        check_inputs(inputs, inputs_of(image, request))
         (sandbox / ".singularity.d/Singularity").write_text(written)
         (folder / "tree").mkdir()
         steps.normalise(request.apptainer, sandbox, binds, day, env, log)
@@ -227,6 +228,15 @@ def make(
         finally:
             part.unlink(missing_ok=True)
     print(f"image: {target} is ready", flush=True)
+
+
+def check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise LLMError where inputs changed while they were read: the name would not say of what the
+    image is made."""
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise LLMError("inputs changed while the image was built", ", ".join(changed),
+                       "the same command again")
 
 
 def stage(image: Image, folder: Path, request: Request, flavour: str = "") -> list[str]:

@@ -16,13 +16,18 @@ DIGEST_LENGTH = 12
 # Files of one variant; the group is its name.
 VARIANT_FILES = (r"requirements-(\w+)\.lock", r"apt-(\w+)\.lock", r"(\w+)-compiler\.lock")
 GPU_FILES = ("compile-cuda.sh",)
+# Modules of this folder that can't change what is in an image: they write the locks, or bring files
+# whose content is given by its hash. Of the modules elsewhere only debian.py can: it unpacks what
+# `base` is made of.
+SHAPE_NOTHING = ("archive.py", "debian_files.py", "lock.py", "parallel.py", "registry.py",
+                 "store.py")
 
 
-def hash_folder(folder: Path, pattern: str = "*.py") -> str:
-    """One hash over the names and contents of a folder's files."""
+def hash_code(folder: Path) -> str:
+    """One hash over the names and contents of a folder's modules that shape images."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob(pattern)):
-        if file.is_file() and "__pycache__" not in file.parts:
+    for file in sorted(folder.rglob("*.py")):
+        if file.is_file() and file.name not in SHAPE_NOTHING:
             digest.update(f"{file.relative_to(folder)}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
@@ -43,8 +48,7 @@ def image_inputs(
     for shared in sorted(image.folder.parent.glob("*")):
         if shared.is_file() and not shared.name.endswith(NOT_INPUTS):
             found[f"shared {shared.name}"] = sha256_of(shared)
-    found["build code"] = hash_folder(Path(__file__).parent)
-    # It unpacks the packages that `base` is made of.
+    found["build code"] = hash_code(Path(__file__).parent)
     found["build code debian.py"] = sha256_of(Path(__file__).parents[1] / "debian.py")
     found.update({f"argument {key}": value for key, value in sorted(arguments.items())})
     found.update({f"tool {key}": value for key, value in sorted(tools.items())})

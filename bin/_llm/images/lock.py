@@ -129,7 +129,8 @@ def compile_lock(
         done = subprocess.run(
             [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes",
              "--upgrade", "--python-version", PYTHON_VERSION, "--python-platform", PYTHON_PLATFORM,
-             *([] if dependencies else ["--no-deps"]), "--constraint", str(constraint),
+             *([] if dependencies else ["--no-deps"]),
+             *(["--no-index"] if settings.no_index else []), "--constraint", str(constraint),
              "--output-file", str(output), *map(str, sources)],
             capture_output=True, text=True, check=False, env=env)
         if done.returncode:

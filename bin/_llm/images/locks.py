@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def read_apt_lock(path: Path) -> list[Package]:
         fields = line.split()
         if not fields or line.startswith("#"):
             continue
-        if len(fields) == 7 and len(fields[3]) == 64 and fields[4].isdigit():
+        if (len(fields) == 7 and re.fullmatch("[0-9a-f]{64}", fields[3]) and fields[4].isdigit()
+                and re.fullmatch(r"[\w.+~%/-]+/\w[\w.+~%-]*\.deb", fields[5], re.ASCII)
+                and fields[6] in ("main", "security")):
             packages.append(Package(fields[0], fields[1], fields[2], fields[3], int(fields[4]),
                                     fields[5], fields[6]))
         else:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from _llm.errors import LLMError
+from _llm.fetch import UnreachableError
 
 T = TypeVar("T")
 THREADS = 8
+NAMES = 5
 # How long threads may take to notice that they are to end; nobody waits longer for daemons.
 PATIENCE_SECONDS = 2.0
 
@@ -88,12 +90,20 @@ def _next(ended: queue.SimpleQueue[BaseException | None]) -> BaseException | Non
 
 
 def together(errors: Sequence[LLMError], asked: int) -> LLMError:
-    """One error for several files that can't be had: every one by its name, once a reason."""
+    """One error for several files that can't be had: every one by its name, once a reason.
+
+    Where a server can't be reached, the first names are enough.
+    """
     if len(errors) == 1:
         return errors[0]
     reasons: dict[str, list[str]] = {}
     for error in errors:
         reasons.setdefault(error.why, []).append(error.what.removeprefix("cannot fetch "))
+    silent = {error.why for error in errors if isinstance(error, UnreachableError)}
+    for why in silent:
+        more = len(reasons[why]) - NAMES
+        if more > 1:
+            reasons[why][NAMES:] = [f"and {more} more"]
     lines = [line for why, names in reasons.items() for line in (f"{why}:", *names)]
     fixes = list(dict.fromkeys(error.fix for error in errors))
     return LLMError(f"cannot fetch {len(errors)} of {asked} files", "\n       ".join(lines),

@@ -103,7 +103,7 @@ def package_environment(
 
     remote = [address(index) for index in settings.extra_indexes]
     if settings.no_index:
-        variables["PIP_NO_INDEX"] = variables["UV_NO_INDEX"] = "1"
+        variables["PIP_NO_INDEX"] = "1"  # uv knows only its option --no-index
     if settings.index:
         variables["PIP_INDEX_URL"] = variables["UV_DEFAULT_INDEX"] = address(settings.index)
     if remote:
@@ -126,7 +126,7 @@ def package_environment(
 def folder_environment(folder: str) -> dict[str, str]:
     """Return the variables with which pip and uv know one folder of files and no network."""
     return {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder,
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_NO_CONFIG": "1", "UV_NO_INDEX": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1", "UV_NO_CONFIG": "1",
             "UV_FIND_LINKS": folder, "UV_OFFLINE": "1"}
 
 

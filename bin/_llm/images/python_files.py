@@ -9,6 +9,7 @@ with another hash is never taken.
 from __future__ import annotations
 
 import html.parser
+import http.client
 import os
 import re
 import subprocess
@@ -32,6 +33,8 @@ PYTHON_MINOR = 11
 GLIBC_MINOR = 36
 LEGACY_PLATFORMS = {17: "manylinux2014_x86_64", 12: "manylinux2010_x86_64",
                     5: "manylinux1_x86_64"}
+# What the parser raises for `<![` and words that HTML does not know, depending on Python's version.
+BROKEN_PAGE = (AssertionError, NotImplementedError)
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2")
 GONE = ("`make lock IMAGE=…` takes today's versions; or let pip's configuration (index-url, "
         "extra-index-url, find-links) reach what has it, or name an archive in LLM_ARCHIVE_DIR")
@@ -174,24 +177,26 @@ class Links(html.parser.HTMLParser):
 def links_on(page: str, access: fetch.Access) -> list[Link]:
     """The files that a page names; empty where there is no such page.
 
-    Raises LLMError where the server can't be reached.
+    Raises LLMError where the server can't be reached or sends no page.
     """
     try:
         with fetch.open_uri(page, access, {"Accept": "text/html"}) as answer:
             parser = Links(answer.geturl())
             parser.feed(answer.read().decode("utf-8", "replace"))
+            parser.close()
     except urllib.error.HTTPError as error:
         if error.code in (403, 404, 410):
             return []
         raise LLMError(f"cannot read {_without_account(page)}", f"HTTP status {error.code}",
                        "check pip's configuration and the network") from None
-    except (OSError, ValueError) as error:
-        if page.startswith("file:"):
+    except (OSError, ValueError, http.client.HTTPException, *BROKEN_PAGE) as error:
+        if isinstance(error, OSError) and page.startswith("file:"):
             return []
-        raise LLMError(f"cannot read {_without_account(page)}",
-                       str(getattr(error, "reason", error)),
-                       "check pip's configuration, network and proxy, or name an archive of all "
-                       "inputs in LLM_ARCHIVE_DIR") from None
+        kind = fetch.UnreachableError if isinstance(error, fetch.SilentError) else LLMError
+        raise kind(f"cannot read {_without_account(page)}",
+                   str(getattr(error, "reason", error)),
+                   "check pip's configuration, network and proxy, or name an archive of all "
+                   "inputs in LLM_ARCHIVE_DIR") from None
     return parser.found
 
 

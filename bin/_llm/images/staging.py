@@ -29,7 +29,7 @@ def build_folder(env: Mapping[str, str]) -> Path:
     Raises LLMError on a network file system, where user namespaces can't own files, and for a path
     that Apptainer can't build in.
     """
-    folder = Path(env.get("LLM_BUILD_DIR") or env.get("TMPDIR") or "/var/tmp")
+    folder = Path(os.path.abspath(env.get("LLM_BUILD_DIR") or env.get("TMPDIR") or "/var/tmp"))
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise LLMError(f"the build folder {folder} is not a writable folder", "LLM_BUILD_DIR or "
                        "TMPDIR names it", "LLM_BUILD_DIR=/path/on/a/local/disk make image")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from _llm.errors import LLMError
 from _llm.images.catalog import Image
+from _llm.images.registry import is_reference
 from _llm.images.staging import fakeroot_flags
 
 TAIL_LINES = 30
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Variables that a program of an image, run while it is built, must not get from the host.
 CLEAN = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "PYTHONHASHSEED=0")
 
@@ -57,7 +59,19 @@ class Log:
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End a program and everything that it started: first ask, then kill."""
+    """End a program and everything that it started: first ask, then kill.
+
+    A second Ctrl-C waits until this is done: else the program would go on alone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        end_group(process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """What stop_group does while no signal comes in."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -141,11 +155,32 @@ def effective_definition(text: str, base: str) -> str:
 
 
 def absolute_base(base: str) -> str:
-    """Return BASE with its path, if it has one, made absolute: builds run in another folder."""
-    if os.path.exists(base):
-        return os.path.abspath(base)
-    agent, colon, source = base.partition(":")
-    return f"{agent}:{os.path.abspath(source)}" if colon and os.path.exists(source) else base
+    """Return BASE with its path, if it has one, made absolute: builds run in another folder.
+
+    Raises LLMError for what has no hash that could be an input: a folder, and all that is neither a
+    file nor in a registry.
+    """
+    if not base or is_reference(base):
+        return base
+    file = file_of_base(base)
+    if file is None:
+        there = os.path.exists(base) or os.path.exists(base.partition(":")[2])
+        raise LLMError(
+            f"BASE={base}: an image can't begin with it",
+            "it is a folder, of whose content an image's name would say nothing" if there
+            else "there is no such file",
+            "BASE=docker://NAME:TAG, oci-archive:FILE or an image file"
+            + (f"   (apptainer build base.sif '{base}' makes one of a folder)" if there else ""))
+    agent = "" if os.path.exists(base) else base.partition(":")[0] + ":"
+    return f"{agent}{os.path.abspath(file)}"
+
+
+def file_of_base(base: str) -> Path | None:
+    """The file that BASE names, as it is or behind `AGENT:`; None where it names none."""
+    for path in (base, base.partition(":")[2]):
+        if os.path.isfile(path):
+            return Path(path)
+    return None
 
 
 def publish(part: Path, target: Path) -> None:

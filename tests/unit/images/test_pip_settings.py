@@ -66,5 +66,6 @@ def test_a_mirror_in_a_folder_and_no_index(tmp_path: Path) -> None:
     assert local_folders(found) == [str(tmp_path / "mirror")]
     variables = package_environment(found, "/mnt", {})
     assert variables["UV_DEFAULT_INDEX"] == "file:///mnt/wheels/0/simple"
-    assert variables["PIP_NO_INDEX"] == variables["UV_NO_INDEX"] == "1"
-    assert "UV_NO_INDEX" not in package_environment(settings_of(tmp_path, "[global]\n"), "", {})
+    assert found.no_index and variables["PIP_NO_INDEX"] == "1"
+    without = settings_of(tmp_path, "[global]\n")
+    assert not without.no_index and "PIP_NO_INDEX" not in package_environment(without, "", {})

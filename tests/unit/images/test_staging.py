@@ -52,7 +52,7 @@ def test_a_build_knows_no_index_and_no_account(tmp_path: Path) -> None:
         ["sh", "-c", f". '{tmp_path}/staging/packages.env'; env"], capture_output=True, text=True,
         check=True,
         env={"PIP_INDEX_URL": "https://me:secret@index.invalid", "PATH": "/bin:/usr/bin"})
-    assert "PIP_NO_INDEX=1" in done.stdout and "UV_NO_INDEX=1" in done.stdout
+    assert "PIP_NO_INDEX=1" in done.stdout and "UV_OFFLINE=1" in done.stdout
     assert "PIP_FIND_LINKS=/mnt/python" in done.stdout and "UV_OFFLINE=1" in done.stdout
     assert "secret" not in (tmp_path / "staging/packages.env").read_text()
 
