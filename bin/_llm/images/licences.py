@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from _llm.images.control import stanzas
+
 # The ids of SPDX's list that are known here; `A WITH B` needs B among the exceptions.
 IDS = frozenset((
     "0BSD", "AFL-3.0", "AGPL-3.0-only", "AGPL-3.0-or-later", "Apache-1.0", "Apache-1.1",
@@ -166,7 +168,7 @@ def debian_licences(copyright_file: str) -> list[str] | None:
     None where the file is not of the machine-readable format. Only paragraphs that say what they
     are about count (`Files`, and the header); stand-alone ones hold the texts.
     """
-    paragraphs = [_fields(part) for part in re.split(r"\n[ \t]*\n", copyright_file.strip("\n"))]
+    paragraphs = list(stanzas(copyright_file))
     if not paragraphs or "copyright-format" not in paragraphs[0].get("format", ""):
         return None
     used = [p["license"] for number, p in enumerate(paragraphs)
@@ -176,30 +178,13 @@ def debian_licences(copyright_file: str) -> list[str] | None:
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _fields(paragraph: str) -> dict[str, str]:
-    """Field -> value of one paragraph; a value that continues keeps its line breaks."""
-    fields: dict[str, str] = {}
-    key = ""
-    for line in paragraph.split("\n"):
-        if line[:1] in (" ", "\t"):
-            if key:
-                fields[key] += "\n" + line
-        elif line.startswith("#"):
-            continue
-        else:
-            key, colon, value = line.partition(":")
-            key = key.strip().lower() if colon else ""
-            if key:
-                fields[key] = value.strip()
-    return fields
-
-
 def from_python(expression: str, text: str, classifiers: Sequence[str]) -> list[str]:
     """Return the licences of a Python package: SPDX expressions where certain, else names.
 
     expression, text: its fields License-Expression and License. classifiers: those that begin with
     `License ::`. Several classifiers are several licences; the free text decides between them only
-    where a single classifier is ambiguous ("BSD License").
+    where a single classifier is ambiguous ("BSD License"). "Other/Proprietary License" stays, with
+    what the text says.
     """
     if expression.strip():
         return [spdx_expression(expression) or _spaces(expression)[:LONGEST_NAME]]
@@ -209,8 +194,10 @@ def from_python(expression: str, text: str, classifiers: Sequence[str]) -> list[
     if "\n" in text.strip() and not from_text(first):
         # A whole licence text: what stands in its first line is a heading or a name, not more.
         first = first.strip("=-* ")
+    if len(names) == 1 and "proprietary" in names[0].lower() and first:
+        names = [first, *names]
     if len(names) > 1:
-        return [from_text(name) or name for name in names]
+        return list(dict.fromkeys(from_text(name) or name for name in names))
     if names:
         return [from_text(names[0]) or from_text(first) or names[0]]
     return [from_text(first) or first] if first else []

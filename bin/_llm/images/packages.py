@@ -14,16 +14,17 @@ import os
 import re
 import stat
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from _llm.images.control import headers, stanzas
 from _llm.images.licences import debian_licences, from_debian, from_python
+from _llm.images.tree import Tree, bytecode_of
 
 STATUS = "var/lib/dpkg/status"
 LOCKS = "opt/llm"
 LLAMA_CPP = "opt/llama.cpp"
-MOST_LINKS = 40
 
 
 @dataclass
@@ -105,8 +106,7 @@ def measure(files: Tree, packages: Iterable[Package]) -> None:
 
 def read_debian(files: Tree) -> list[Package]:
     """Return the Debian packages that are installed."""
-    release = dict(_pairs(files.read("etc/os-release"), "="))
-    distribution = release.get("VERSION_CODENAME", "").strip("\"'")
+    distribution = os_release(files).get("VERSION_CODENAME", "")
     hashes = read_apt_hashes(files)
     found: dict[tuple[str, str], Package] = {}
     for record in stanzas(files.read(STATUS)):
@@ -130,6 +130,12 @@ def read_debian(files: Tree) -> list[Package]:
             provides=[words[0] for words in alternatives(record.get("provides", ""))],
             paths=[line.lstrip("/") for line in listed.split("\n") if line not in ("", "/.")])
     return list(found.values())
+
+
+def os_release(files: Tree) -> dict[str, str]:
+    """The image's distribution: ID, VERSION_ID and so on, as os-release(5) has them."""
+    pairs = (line.partition("=") for line in files.read("etc/os-release").splitlines())
+    return {key.strip(): clean(value.strip().strip("\"'")) for key, found, value in pairs if found}
 
 
 def read_apt_hashes(files: Tree) -> dict[tuple[str, str, str], str]:
@@ -178,7 +184,8 @@ def read_python(files: Tree, owned: set[str]) -> list[Package]:
             site = f"{lib}/{python}/dist-packages"
             if not re.fullmatch(r"python3[0-9.]*", python):
                 continue
-            for folder, folders, names in os.walk(files.path(site)):
+            site = files.resolve(site)
+            for folder, folders, names in os.walk(files.folder(site)):
                 folders.sort()
                 for name in sorted([*folders, *names]):
                     if not name.endswith((".dist-info", ".egg-info")):
@@ -200,7 +207,7 @@ def read_distribution(
     None where it belongs to a Debian package or holds nothing that describes one.
     """
     name = "METADATA" if place.endswith(".dist-info") else "PKG-INFO"
-    inside = f"{place}/{name}" if os.path.isdir(files.path(place)) else place
+    inside = f"{place}/{name}" if files.folder(place) else place
     if files.resolve_parent(inside) in owned or files.resolve_parent(place) in owned:
         return None
     head = files.read(inside).split("\n\n", 1)[0]
@@ -248,7 +255,7 @@ def distribution_files(files: Tree, place: str) -> list[str]:
     paths = [path for top in tops if top and "/" not in top and top not in (".", "..")
              for path in files.walk(f"{parent}/{top}")]
     paths += [f"{parent}/{top}.py" for top in tops if top]
-    return [*paths, *files.walk(place)] if os.path.isdir(files.path(place)) else [*paths, place]
+    return [*paths, *files.walk(place)] if files.folder(place) else [*paths, place]
 
 
 def read_python_hashes(files: Tree) -> dict[tuple[str, str], list[str]]:
@@ -325,13 +332,6 @@ def clean(text: str) -> str:
     """Text that can be printed and encoded: white space made single, no control characters."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _pairs(text: str, separator: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        key, found, value = line.partition(separator)
-        if found:
-            yield key.strip(), value.strip()
 
 
 def _quote(text: str) -> str:

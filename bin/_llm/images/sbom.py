@@ -8,6 +8,7 @@ Format: https://cyclonedx.org/docs/1.6/json/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _llm.images.licences import as_cyclonedx
-from _llm.images.packages import Package, Tree, clean, read_packages, total_size
+from _llm.images.packages import Package, clean, os_release, python_name, read_packages
+from _llm.images.tree import Tree, total_size
 
 SPEC_VERSION = "1.6"
 BYTES = "llm:installed-bytes"
@@ -27,7 +29,7 @@ def make_sbom(tree: Path, label: str, inputs_digest: str, day: str) -> bytes:
     tree: the image's files, all readable. label: such as `llm-cpu`. inputs_digest: hexadecimal.
     day: of the locks, as `2026-11-22`; no time is written where it is none.
     """
-    packages = read_packages(tree)
+    packages = unique(read_packages(tree))
     files = Tree(tree)
     total = total_size(files)
     owned = sum(package.size for package in packages)
@@ -41,16 +43,22 @@ def make_sbom(tree: Path, label: str, inputs_digest: str, day: str) -> bytes:
     if re.fullmatch(r"\d{4}-\d{2}-\d{2}", day):
         metadata["timestamp"] = f"{day}T00:00:00Z"
     system = operating_system(files)
-    document = {
+    document: dict[str, object] = {
         "$schema": f"http://cyclonedx.org/schema/bom-{SPEC_VERSION}.schema.json",
         "bomFormat": "CycloneDX", "specVersion": SPEC_VERSION,
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'llm:{inputs_digest}')}",
         "version": 1, "metadata": metadata,
-        "components": [*system, *(component(p) for p in unique(packages))],
-        "dependencies": dependencies(unique(packages), f"image:{label}"),
+        "components": [*system, *(component(p) for p in packages)],
+        "dependencies": dependencies(packages, f"image:{label}"),
     }
+    # Another list has another number.
+    number = uuid.uuid5(uuid.NAMESPACE_URL, hashlib.sha256(encoded(document)).hexdigest())
+    return encoded({**document, "serialNumber": f"urn:uuid:{number}"}) + b"\n"
+
+
+def encoded(document: dict[str, object]) -> bytes:
+    """A document as JSON, the same bytes for the same content."""
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
-    return text.encode("utf-8", "replace") + b"\n"
+    return text.encode("utf-8", "replace")
 
 
 def unique(packages: Sequence[Package]) -> list[Package]:
@@ -93,13 +101,12 @@ def supplier(text: str) -> dict[str, object]:
 
 def operating_system(files: Tree) -> list[dict[str, object]]:
     """The distribution, by which scanners find advisories; its packages are counted themselves."""
-    release = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', files.read("etc/os-release"),
-                              re.MULTILINE))
-    name, version = clean(release.get("ID", "")), clean(release.get("VERSION_ID", ""))
+    release = os_release(files)
+    name, version = release.get("ID", ""), release.get("VERSION_ID", "")
     if not name:
         return []
     return [{"type": "operating-system", "bom-ref": f"os:{name}", "name": name,
-             "version": version, "description": clean(release.get("PRETTY_NAME", "")) or name,
+             "version": version, "description": release.get("PRETTY_NAME") or name,
              "properties": properties({BYTES: 0})}]
 
 
@@ -112,9 +119,8 @@ def dependencies(packages: Sequence[Package], image: str) -> list[dict[str, obje
                 by_name.setdefault((package.kind, name), package.reference)
     for package in packages:
         if not package.place:
-            name = package.purl.split("/", 1)[1].split("@")[0]
-            by_name[package.kind, package.name if package.kind == "deb" else name] = (
-                package.reference)
+            name = python_name(package.name) if package.kind == "pypi" else package.name
+            by_name[package.kind, name] = package.reference
     found: list[dict[str, object]] = []
     for package in packages:
         needed = set()

@@ -78,6 +78,8 @@ License: unused-text
                          "License :: OSI Approved :: Academic Free License (AFL)"],
      ["MIT", "Academic Free License (AFL)"]),
     ("", "Apache License, Version 2.0", [], ["Apache-2.0"]),
+    ("", "Apache 2.0", ["License :: Other/Proprietary License"],
+     ["Apache-2.0", "Other/Proprietary License"]),
     ("", "\n\n======\nOwn words\nmore", [], [""]), ("", "", [], []),
     ("", "x" * 5000, [], ["x" * 200]), ("", "Own words\nmore", ["License :: OSI Approved"],
                                         ["Own words"]),

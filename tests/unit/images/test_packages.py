@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from _llm.images.packages import (
-    Package,
-    Tree,
-    alternatives,
-    python_hashes,
-    read_packages,
-    total_size,
-)
+from _llm.images.packages import Package, alternatives, python_hashes, read_packages
+from _llm.images.tree import Tree, total_size
 
 SITE = "usr/local/lib/python3.11/dist-packages"
 HASH = "ab" * 32
@@ -177,6 +171,28 @@ def test_no_link_leads_out_of_the_tree(tree: Path, tmp_path: Path) -> None:
     doc.unlink()
     doc.symlink_to("hello")
     assert named(read_packages(tree))["hello"].licences == []
+
+
+def test_links_to_folders_of_the_host_are_not_entered(tree: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    put(outside, "secret-1.dist-info/METADATA", "Name: secret\nVersion: 1\n")
+    (tree / "usr/lib/python3").mkdir(parents=True)
+    (tree / "usr/lib/python3/dist-packages").symlink_to(outside)
+    (tree / SITE / "link.dist-info").symlink_to(outside / "secret-1.dist-info")
+    (tree / "opt/llama.cpp").symlink_to(outside)
+    # More links than are followed: the last one leads out.
+    for number in range(60):
+        (tree / f"usr/lib/link{number}").symlink_to(f"/usr/lib/link{number + 1}")
+    (tree / "usr/lib/link60").symlink_to(outside)
+    (tree / "usr/lib/python3.9").mkdir()
+    (tree / "usr/lib/python3.9/dist-packages").symlink_to("/usr/lib/link0")
+    assert [p.name for p in read_packages(tree)] == ["hello", "Own.Pkg", "link"]
+    assert Tree(tree).names("usr/lib/link0") == []
+
+
+def test_odd_lines_in_lists_of_files(tree: Path) -> None:
+    (tree / "var/lib/dpkg/info/hello.list").write_bytes(b"/.\n/a\0b/c\n/../../x\n/\xff/\n")
+    assert named(read_packages(tree))["hello"].size == 0
 
 
 def test_an_empty_tree(tmp_path: Path) -> None:

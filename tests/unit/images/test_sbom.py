@@ -66,6 +66,23 @@ def test_what_it_holds(tree: Path) -> None:
     assert len(set(references)) == len(references)
 
 
+def test_the_source_that_llama_cpp_was_compiled_from(tree: Path) -> None:
+    containers = Path(__file__).parents[3] / "containers" / "llm"
+    copied = "    llama.cpp/source.lock /opt/llm/llama.cpp.lock\n"
+    assert copied in (containers / "image.def").read_text()
+    (tree / "opt/llm").mkdir(parents=True)
+    (tree / "opt/llama.cpp/lib").mkdir(parents=True)
+    (tree / "opt/llama.cpp/lib/libllama.so.0.0.1").touch()
+    lock = (containers / "llama.cpp/source.lock").read_text()
+    (tree / "opt/llm/llama.cpp.lock").write_text(lock)
+    document = json.loads(make_sbom(tree, "llm-cpu", DIGEST, "2026-11-22"))
+    found = next(c for c in document["components"] if c["name"] == "llama.cpp")
+    assert [h["content"] in lock for h in found["hashes"]] == [True]
+    facts = {p["name"]: p["value"] for p in found["properties"]}
+    assert facts["llm:source-package"] == "llama-cpp-python"
+    assert f"llama-cpp-python=={facts['llm:source-version']} " in lock
+
+
 def test_no_day_no_timestamp(tree: Path) -> None:
     assert "timestamp" not in json.loads(make_sbom(tree, "x", "", "unknown"))["metadata"]
 
