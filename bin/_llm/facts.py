@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from _llm.errors import LLMError
+from _llm.image_digest import keep, with_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ def image_facts(image: Image, start: list[str], cache: str, local: str) -> Facts
     known = _read(versions, constraints)
     if known:
         return known
-    import fcntl
 
-    with open(os.path.join(local, "known-images.lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    def ask() -> Facts:
         return _read(versions, constraints) or _learn(image, start, cache, folder)
+
+    return with_lock(local, "known-images.lock", ask)
 
 
 def _read(versions: str, constraints: str) -> Facts | None:
@@ -74,18 +75,8 @@ def _learn(image: Image, start: list[str], cache: str, folder: str) -> Facts:
     python, torch, pins = _ask(image, start)
     versions = os.path.join(folder, "versions")
     constraints = os.path.join(folder, "constraints.txt")
-    from _llm.files import write_text
-
-    try:
-        os.makedirs(folder, exist_ok=True)
-        write_text(constraints, "".join(pin + "\n" for pin in pins))
-        write_text(versions, f"{python}\n{torch}\n")
-    except OSError as error:
-        raise LLMError(
-            f"the cache folder {cache} cannot be written",
-            error.strerror or str(error),
-            "choose another one: export LLM_CACHE_DIR=/path/with/room",
-        ) from None
+    keep(cache, constraints, "".join(pin + "\n" for pin in pins))
+    keep(cache, versions, f"{python}\n{torch}\n")
     return Facts(python, torch, constraints)
 
 

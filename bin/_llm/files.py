@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
+# ioctl(2): https://man7.org/linux/man-pages/man2/ioctl_ficlonerange.2.html
+FICLONE = 0x40049409
+
 
 def write_text(path: str, text: str, mode: int | None = None) -> None:
     """Write a whole file or nothing, whoever else writes it. Raises OSError.
@@ -26,3 +29,17 @@ def write_text(path: str, text: str, mode: int | None = None) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def share_blocks(old: int, new: int) -> bool:
+    """Let a new, empty file share an open one's blocks until one of them is written.
+
+    Takes no time and no room. False where the file system can't.
+    """
+    import fcntl
+
+    try:
+        fcntl.ioctl(new, FICLONE, old)
+    except OSError:
+        return False
+    return True

@@ -17,6 +17,9 @@ from _llm.errors import LLMError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 FOLDER = "image-digests"
 # Bytes of a file that takes more than about a second to read and hash.
@@ -35,7 +38,7 @@ def cached_digest(path: str, cache: str, local: str = "") -> str:
     status = _status(real)
     if os.path.isdir(real):
         return ""
-    file = os.path.join(cache, FOLDER, file_identity(status))
+    file = kept_file(cache, FOLDER, status)
     known = _read(file, real, status)
     if known:
         return known
@@ -56,7 +59,7 @@ def file_identity(status: os.stat_result) -> str:
     return "-".join(f"{number:x}" for number in numbers)
 
 
-def with_lock(local: str, name: str, step: Callable[[], str]) -> str:
+def with_lock(local: str, name: str, step: Callable[[], T]) -> T:
     """Return what `step` does, which of all processes of this user and node one does at a time.
 
     local: this user's folder on the node, "" for no lock. The lock is the kernel's: it goes with
@@ -64,10 +67,14 @@ def with_lock(local: str, name: str, step: Callable[[], str]) -> str:
     """
     if not local:
         return step()
+    import contextlib
     import fcntl
 
-    with open(os.path.join(local, name), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        # On a disk that is full or knows no locks each reads for itself.
+        with contextlib.suppress(OSError):
+            lock = stack.enter_context(open(os.path.join(local, name), "w", encoding="utf-8"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         return step()
 
 
@@ -77,13 +84,34 @@ def unchanged(path: str, before: os.stat_result) -> bool:
     return (now.st_dev, file_identity(now)) == (before.st_dev, file_identity(before))
 
 
-def keep(cache: str, folder: str, name: str, text: str) -> None:
+def kept_file(cache: str, folder: str, status: os.stat_result) -> str:
+    """Return where something that is known of a file is kept in the cache."""
+    return os.path.join(cache, folder, f"{file_identity(status)}-{os.geteuid():x}")
+
+
+def read_kept(file: str) -> list[str]:
+    """Return the lines of a small file of the cache, none where there is no good one.
+
+    What others have put into a folder that they may write to does not count. Elsewhere the owner
+    tells nothing: some network file systems show another one.
+    """
+    try:
+        with open(file, encoding="utf-8") as stream:
+            is_own = os.fstat(stream.fileno()).st_uid == os.geteuid()
+            if is_own or not os.stat(os.path.dirname(file)).st_mode & 0o022:
+                return stream.read().split("\n")
+            return []
+    except (OSError, ValueError):
+        return []
+
+
+def keep(cache: str, file: str, text: str) -> None:
     """Write a small file of the cache. Raises LLMError where it can't be written."""
     from _llm.files import write_text
 
     try:
-        os.makedirs(os.path.join(cache, folder), exist_ok=True)
-        write_text(os.path.join(cache, folder, name), text)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        write_text(file, text)
     except OSError as error:
         raise LLMError(
             f"the cache folder {cache} cannot be written",
@@ -113,11 +141,7 @@ def _one_line(path: str) -> str:
 
 
 def _read(file: str, real: str, status: os.stat_result) -> str:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            digest, owner, *_ = [*stream.read().split("\n"), "", ""]
-    except (OSError, ValueError):
-        return ""
+    digest, owner, *_ = [*read_kept(file), "", ""]
     device, _, path = owner.partition(" ")
     is_digest = len(digest) == DIGEST_LENGTH and digest.startswith("sha256:")
     return digest if is_digest and is_same_file(device, path, real, status) else ""
@@ -143,7 +167,8 @@ def _learn(real: str, cache: str) -> str:
                 f"the image {real} cannot be read", error.strerror or str(error), f"ls -l '{real}'"
             ) from None
         if unchanged(real, before):
-            keep(cache, FOLDER, file_identity(before), f"{digest}\n{owner_line(real, before)}\n")
+            file = kept_file(cache, FOLDER, before)
+            keep(cache, file, f"{digest}\n{owner_line(real, before)}\n")
             return digest
     raise LLMError(
         f"the image {real} changes while it is read",

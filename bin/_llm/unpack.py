@@ -11,6 +11,7 @@ import os
 import stat
 
 from _llm.errors import LLMError
+from _llm.image_digest import file_identity, unchanged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,11 +48,12 @@ def runnable_path(
     )
     folder = os.path.join(local, "images")
     status = os.stat(image.path)
-    stem = os.path.basename(image.path)
-    copy = os.path.join(folder, f"{stem}-{status.st_size:x}-{status.st_mtime_ns:x}")
+    # What a site requires was checked of the file with this very status.
+    stem = os.path.basename(image.path)[:40]  # for people; a name has 255 bytes at most
+    copy = os.path.join(folder, f"{stem}-{file_identity(status)}")
     if not os.path.isdir(copy):
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        _unpack_once(image.path, status.st_size, apptainer, copy, why)
+        _unpack_once(image.path, status, apptainer, copy, why)
         notices.append(f"the image was unpacked once for this node, to {copy}: {why}")
     return copy
 
@@ -85,20 +87,25 @@ def is_setuid(program: str) -> bool:
     return False
 
 
-def _unpack_once(path: str, size: int, apptainer: Apptainer, copy: str, why: str) -> None:
+def _unpack_once(
+    path: str, status: os.stat_result, apptainer: Apptainer, copy: str, why: str
+) -> None:
     import fcntl
 
     # The lock is the kernel's: it goes with the process that holds it, however that ends.
     with open(f"{copy}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.isdir(copy):
-            _unpack(path, size, apptainer, copy, why)
+            _unpack(path, status, apptainer, copy, why)
 
 
-def _unpack(path: str, size: int, apptainer: Apptainer, copy: str, why: str) -> None:
+def _unpack(
+    path: str, status: os.stat_result, apptainer: Apptainer, copy: str, why: str
+) -> None:
     import shutil
     import subprocess
 
+    size = status.st_size
     free = shutil.disk_usage(os.path.dirname(copy)).free
     if free < size * SIZE_FACTOR:
         raise LLMError(
@@ -118,5 +125,12 @@ def _unpack(path: str, size: int, apptainer: Apptainer, copy: str, why: str) -> 
             f"the image {path} cannot be unpacked to {os.path.dirname(copy)}",
             "\n       ".join(done.stderr.strip().splitlines()[-5:]),
             f"the copy is needed because {why}",
+        )
+    if not unchanged(path, status):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise LLMError(
+            f"the image {path} was replaced or changed while it was unpacked",
+            "the copy could hold something else than what was checked",
+            "start it again; `make image` never changes an image file",
         )
     os.rename(temporary, copy)

@@ -11,7 +11,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "bin"))
 
 
-
 def sif_bytes(content: bytes = b"squashfs") -> bytes:
     """The smallest image file: a header, one descriptor, and a system partition of any content."""
     from _llm.sif import DESCRIPTOR, HEADER, PARTITION

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from file_times import move_time
 
 from _llm import image_digest, sif
 from _llm.errors import LLMError
@@ -65,7 +66,8 @@ def test_another_file_is_read_again(
     before = cached_digest(str(image), str(tmp_path))
     data = bytearray(image.read_bytes())
     data[-1] ^= 1
-    times = os.stat(image).st_atime_ns, os.stat(image).st_mtime_ns
+    was = os.stat(image)
+    times = was.st_atime_ns, was.st_mtime_ns
     if change == "time":
         os.utime(image, ns=(times[0], times[1] + 1))
     elif change == "other file":
@@ -75,9 +77,30 @@ def test_another_file_is_read_again(
     else:
         image.write_bytes(data)
         os.utime(image, ns=times)  # whose status still has another time of change
+    move_time(image, was.st_ctime_ns)
     after = cached_digest(str(image), str(tmp_path))
     assert len(reads) == 2
     assert (after == before) is (change == "time")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(("mode", "again"), [(0o775, 1), (0o757, 1), (0o755, 0)])
+def test_what_others_put_into_a_shared_cache(
+    image: Path, tmp_path: Path, reads: list[str], mode: int, again: int
+) -> None:
+    digest = cached_digest(str(image), str(tmp_path))
+    folder = tmp_path / "image-digests"
+    [kept] = folder.iterdir()
+    kept.write_text(kept.read_text().replace(digest, "sha256:" + "0" * 64))
+    os.chown(kept, 4711, -1)
+    folder.chmod(mode)
+    reads.clear()
+    assert (cached_digest(str(image), str(tmp_path)) == digest) is bool(again)
+    assert len(reads) == again
+
+
+def test_without_a_lock_each_reads_for_itself(image: Path, tmp_path: Path) -> None:
+    assert cached_digest(str(image), str(tmp_path), str(tmp_path / "nosuch"))
 
 
 def test_on_another_node_the_device_has_another_number(

@@ -90,6 +90,32 @@ def test_an_interrupted_unpacking_is_done_again(
     assert (copy / "complete").exists()
 
 
+def test_another_file_is_unpacked_anew(
+    builder: Apptainer, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "FUSE_DEVICE", "/no/fuse")
+    path = images / ("x\u20ac" * 60 + ".sif")
+    path.write_bytes(b"good")
+    times = os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns
+    copy = unpack.runnable_path(Image(str(path)), builder, str(tmp_path), [])
+    (tmp_path / "other").write_bytes(b"evil")
+    os.utime(tmp_path / "other", ns=times)  # of the same size and time
+    (tmp_path / "other").replace(path)
+    assert unpack.runnable_path(Image(str(path)), builder, str(tmp_path), []) != copy
+
+
+def test_an_image_that_is_replaced_while_it_is_unpacked(
+    builder: Apptainer, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "FUSE_DEVICE", "/no/fuse")
+    program = Path(builder.path)
+    program.write_text(BUILDER + 'cp "$last" "$last.new" && mv "$last.new" "$last"\n')
+    image = Image(str(images / "llm-cpu-0123456789ab.sif"))
+    with pytest.raises(LLMError, match="was replaced or changed while it was unpacked"):
+        unpack.runnable_path(image, builder, str(tmp_path), [])
+    assert [path.suffix for path in (tmp_path / "images").glob("*.sif-*")] == [".lock"]
+
+
 def test_refused_without_room(
     builder: Apptainer, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from _llm.errors import LLMError
+from _llm.files import share_blocks
 
 PIECE_BYTES = 1 << 22
-# ioctl(2) of linux/fs.h: the new file shares the old one's blocks until one of them is written.
-FICLONE = 0x40049409
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EVERY_S = 0.5
 
@@ -88,7 +87,8 @@ def copy_file(source: Path, target: Path, progress: Progress | None = None,
         new = open(target, "xb")  # noqa: SIM115 - closed below
         try:
             with new:
-                if _clone(old.fileno(), new.fileno()):
+                if share_blocks(old.fileno(), new.fileno()):
+                    os.fsync(new.fileno())
                     return sha256_of(target, progress)
                 if not link:
                     found = _hash(old, size, progress, new.write)
@@ -100,20 +100,11 @@ def copy_file(source: Path, target: Path, progress: Progress | None = None,
                 os.link(source, target, follow_symlinks=False)
             except OSError:  # another file system, somebody else's file, or no links at all
                 return copy_file(source, target, progress)
-            return _hash(old, size, progress)
+            return sha256_of(target, progress)  # not of what `old` was: names can be moved
         except BaseException:
             with contextlib.suppress(OSError):
                 target.unlink()
             raise
-
-
-def _clone(old: int, new: int) -> bool:
-    try:
-        fcntl.ioctl(new, FICLONE, old)
-    except OSError:
-        return False
-    os.fsync(new)
-    return True
 
 
 def write_bytes(path: Path, data: bytes, epoch: int, mode: int = 0o644) -> tuple[str, int]:

@@ -82,7 +82,7 @@ def split_keyring(data: bytes) -> Iterator[tuple[str, bytes]]:
     """
     keys: list[bytes] = []
     try:
-        for tag, body in openpgp._packets(data):
+        for tag, body in openpgp.packets(data):
             if tag == openpgp.PUBLIC_KEY:
                 keys.append(b"")
             keys[-1] += bytes([0xC0 | tag, 0xFF]) + len(body).to_bytes(4, "big") + body

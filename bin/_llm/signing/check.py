@@ -9,7 +9,6 @@ the user's keyring, nor with a key server. A signature has to cover every object
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -20,13 +19,12 @@ from dataclasses import dataclass
 
 from _llm.environment import is_dropped
 from _llm.errors import LLMError
+from _llm.files import share_blocks
 from _llm.image_digest import unchanged
 from _llm.sif import SIGNATURE, DamagedError, read_objects
 from _llm.signing.keys import CERTIFICATE, PGP, Key, day, has_expired, load_keys
 from _llm.signing.signatures import Signature, read_signatures
 
-# https://man7.org/linux/man-pages/man2/ioctl_ficlonerange.2.html
-FICLONE = 0x40049409
 # What Apptainer says where the image holds something that nobody signed.
 UNCOVERED = ("object not signed", "signature not found for object", "not associated with object")
 EXPIRED = ("key expired", "certificate has expired", "signature expired")
@@ -273,9 +271,7 @@ def _without(
 def copy_file(source: str, target: str) -> None:
     """Copy a file, where the file system can in no time and without room. Raises OSError."""
     with open(source, "rb") as reader, open(target, "xb") as writer:
-        try:
-            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
-        except OSError:
+        if not share_blocks(reader.fileno(), writer.fileno()):
             shutil.copyfileobj(reader, writer, 1 << 22)
         writer.flush()
         os.fsync(writer.fileno())

@@ -50,7 +50,7 @@ def read_keys(data: bytes) -> list[PublicKey]:
     """Return the primary keys of an exported file, armoured or not. Raises ValueError."""
     found: list[PublicKey] = []
     try:
-        for tag, body in _packets(_without_armour(data)):
+        for tag, body in packets(_without_armour(data)):
             if tag == SECRET_KEY:
                 raise ValueError("it is a private key; the public one is needed")
             if tag == PUBLIC_KEY:
@@ -84,7 +84,8 @@ def _without_armour(data: bytes) -> bytes:
     raise IndexError("no end")
 
 
-def _packets(data: bytes) -> Iterator[tuple[int, bytes]]:
+def packets(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give tag and body of each packet. Raises IndexError where they make no sense."""
     at = 0
     while at < len(data):
         head = data[at]

@@ -8,16 +8,19 @@ the user's cache, by the file's status and the keys' contents, until a key ends.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from _llm.errors import LLMError
 from _llm.image_digest import (
     cached_digest,
-    file_identity,
     is_same_file,
     keep,
+    kept_file,
     note_reading,
     owner_line,
+    read_kept,
+    unchanged,
     with_lock,
 )
 
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
     from _llm.settings import Settings
 
 FOLDER = "image-signatures"
-MOST_BYTES = 1 << 24
+# A release's manifest has 32 MiB at most.
+MOST_BYTES = 1 << 25
 # How long a check counts whose key has no end.
 KEPT_SECONDS = 30 * 86400
 
@@ -74,7 +78,9 @@ def allowed_digests(items: Sequence[str]) -> set[str]:
             continue
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read(MOST_BYTES)
+                text = file.read(MOST_BYTES + 1)
+            if len(text) > MOST_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         except OSError as error:
             raise LLMError(
                 f"the list of allowed digests {path} cannot be read",
@@ -108,7 +114,7 @@ def _signature(
             f"the image {path} cannot be read", error.strerror or str(error), f"ls -l '{path}'"
         ) from None
     contents = _contents(keys)
-    file = os.path.join(cache, FOLDER, file_identity(status))
+    file = kept_file(cache, FOLDER, status)
 
     def check() -> str:
         known = _known(file, path, status, contents)
@@ -128,8 +134,8 @@ def _signature(
         until = now + KEPT_SECONDS
         until = until if found.expires is None else min(until, found.expires)
         lines = [f"{until:.0f}", owner_line(path, status), " ".join(str(found).split()), contents]
-        if file_identity(os.stat(path)) == file_identity(status):
-            keep(cache, FOLDER, file_identity(status), "\n".join(lines) + "\n")
+        if unchanged(path, status):
+            keep(cache, file, "\n".join(lines) + "\n")
         return lines[2]
 
     return _known(file, path, status, contents) or with_lock(local, "image-signatures.lock", check)
@@ -138,11 +144,7 @@ def _signature(
 def _known(file: str, path: str, status: os.stat_result, contents: str) -> str:
     import time
 
-    try:
-        with open(file, encoding="utf-8") as stream:
-            until, owner, who, kept, *_ = [*stream.read().split("\n"), "", "", "", ""]
-    except (OSError, ValueError):
-        return ""
+    until, owner, who, kept, *_ = [*read_kept(file), "", "", "", ""]
     device, _, owner_path = owner.partition(" ")
     is_fresh = until.isdigit() and time.time() < int(until) and kept == contents
     return who if is_fresh and is_same_file(device, owner_path, path, status) else ""

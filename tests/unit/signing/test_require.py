@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from file_times import move_time
 
 from _llm.errors import LLMError
 from _llm.options import parse
@@ -88,6 +89,9 @@ def test_files_with_digests(tmp_path: Path) -> None:
     listed = tmp_path / "a list"
     listed.write_text(f'{{"payload": "{OTHER}"}}\nsha256:{"1" * 63}\nsha256:{"2" * 64} x.sif\n')
     assert allowed_digests([str(listed)]) == {OTHER, "sha256:" + "2" * 64}
+    listed.write_text("x" * (1 << 25) + f"sha256:{'3' * 64}")
+    with pytest.raises(LLMError, match="a list cannot be read"):
+        allowed_digests([str(listed)])
     listed.write_bytes(b"\xff\0 nothing")
     with pytest.raises(LLMError, match="allows no image at all"):
         allowed_digests([str(listed)])
@@ -126,7 +130,9 @@ def test_what_was_found_counts_no_more(
     [kept] = (tmp_path / "image-signatures").iterdir()
     if change == "image":
         data = Path(image).read_bytes()
+        before = os.stat(image).st_ctime_ns
         Path(image).write_bytes(data)
+        move_time(Path(image), before)
     elif change == "key":
         key.write_bytes((KEYS / "rsa.pub").read_bytes())
     elif change == "keys":
