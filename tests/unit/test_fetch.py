@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -108,3 +109,41 @@ def test_a_download_that_is_stopped_leaves_nothing(server: str, tmp_path: Path) 
     with pytest.raises(module.StoppedError):
         module.download(f"{server}/good", {SHA256}, tmp_path, "x", "y", module.Access(), stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def nobodys_address() -> str:
+    """A port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_host_that_cannot_be_reached_is_asked_once(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    real = module.urllib.request.urlopen
+
+    def counting(request, **named):  # type: ignore[no-untyped-def]
+        asked.append(request.full_url)
+        return real(request, **named)
+
+    monkeypatch.setattr(module.urllib.request, "urlopen", counting)
+    access, nobody = module.Access(), nobodys_address()
+    for name in ("a", "b"):
+        with pytest.raises(module.UnreachableError, match=f"cannot fetch {name}") as raised:
+            module.download(f"{nobody}/{name}", {SHA256}, tmp_path, name, "gone", access)
+        assert raised.value.why == f"{nobody[7:]}: Connection refused"
+    assert asked == [f"{nobody}/a"] and list(tmp_path.iterdir()) == []
+    assert module.download(f"{server}/good", {SHA256}, tmp_path, "c", "gone", access)[1] == SHA256
+
+
+def test_a_host_that_answered_before_is_tried_again(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    access, nobody = module.Access(), nobodys_address()
+    access.hosts[nobody[7:]] = ""
+    with pytest.raises(LLMError, match="cannot fetch it") as raised:
+        module.download(f"{nobody}/x", {SHA256}, tmp_path, "it", "gone", access)
+    assert "tried 3 times" in raised.value.why
+    assert not isinstance(raised.value, module.UnreachableError)

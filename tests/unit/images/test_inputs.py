@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from _llm.errors import LLMError
-from _llm.images.build import compiles_for_gpus, locks_of
+from _llm.images import inputs
+from _llm.images.build import check_inputs, compiles_for_gpus, locks_of
 from _llm.images.catalog import children_of, image_names, load_image, variants_of
 from _llm.images.inputs import digest_of, image_inputs, lock_date
 
@@ -92,6 +93,33 @@ def test_lock_date_is_the_variants_newest_lock(containers: Path) -> None:
     assert lock_date(load_image(containers, "llm", "cuda13")) == "2026-09-09"
     (containers / "base/apt.lock").write_text("no header\n")
     assert lock_date(load_image(containers, "base")) == "unknown"
+
+
+def test_code_that_shapes_images_is_an_input_and_other_code_is_not(tmp_path: Path) -> None:
+    folder = Path(inputs.__file__).parent
+    assert all((folder / name).is_file() for name in inputs.SHAPE_NOTHING)
+    for name in ("staging.py", "python_files.py", *inputs.SHAPE_NOTHING):
+        (tmp_path / name).write_text("before\n")
+    before = inputs.hash_code(tmp_path)
+    for name in inputs.SHAPE_NOTHING:
+        (tmp_path / name).write_text("after\n")
+    assert inputs.hash_code(tmp_path) == before
+    for name in ("staging.py", "python_files.py", "new.py"):
+        (tmp_path / name).write_text("after\n")
+        changed = inputs.hash_code(tmp_path)
+        assert changed != before
+        before = changed
+
+
+def test_inputs_that_change_during_a_build_are_named(containers: Path) -> None:
+    image = load_image(containers, "llm", "cpu")
+    before = image_inputs(image, "p", {}, {})
+    check_inputs(before, image_inputs(image, "p", {}, {}))
+    (containers / "install.sh").write_text("changed\n")
+    (image.folder / "new.py").write_text("")
+    with pytest.raises(LLMError, match="inputs changed while the image was built") as raised:
+        check_inputs(before, image_inputs(image, "p", {}, {}))
+    assert raised.value.why == "file new.py, shared install.sh"
 
 
 def test_only_an_image_with_llama_cpp_compiles_for_gpus(containers: Path) -> None:

@@ -31,6 +31,22 @@ def test_absent_is_empty_and_malformed_names_every_line(tmp_path: Path) -> None:
     assert "line 2:" in raised.value.why and "line 4:" in raised.value.why
 
 
+@pytest.mark.parametrize("change", [
+    ("a" * 64, "../" * 21 + "a"), (" main\n", " elsewhere\n"), ("zlib1g.deb", ".."),
+    ("zlib1g.deb", "zlib1g.deb;x"), ("86700", "-1"),
+])
+def test_a_line_that_would_lead_elsewhere_is_refused(
+    tmp_path: Path, change: tuple[str, str],
+) -> None:
+    lock = tmp_path / "apt.lock"
+    write_apt_lock(lock, [PACKAGE], "make lock IMAGE=base")
+    text = lock.read_text()
+    assert change[0] in text
+    lock.write_text(text.replace(*change))
+    with pytest.raises(LLMError, match="is not a lock of Debian packages"):
+        read_apt_lock(lock)
+
+
 def test_names_ignore_comments(tmp_path: Path) -> None:
     source = tmp_path / "apt.in"
     source.write_text("# why\ngcc  # the compiler\n\n g++\n")

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from _llm.errors import LLMError
+from _llm.fetch import UnreachableError
 from _llm.images.parallel import Failed, run_all, together
 
 
@@ -51,3 +52,13 @@ def test_several_faults_are_one_message() -> None:
     assert both.what == "cannot fetch 2 of 5 files"
     assert both.why.split("\n       ") == ["404:", "a", "wrong hash:", "b"]
     assert both.fix == "lock"
+
+
+def test_a_silent_server_is_one_message_with_a_few_names() -> None:
+    silent = [UnreachableError(f"cannot fetch {n}", "mirror: Connection refused", "network")
+              for n in range(30)]
+    error = together([*silent, LLMError("cannot fetch z", "404", "lock")], 40)
+    assert error.what == "cannot fetch 31 of 40 files"
+    assert error.why.split("\n       ") == ["mirror: Connection refused:", "0", "1", "2", "3", "4",
+                                          "and 25 more", "404:", "z"]
+    assert error.fix == "network\nlock"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_an_index_in_a_folder_and_one_that_does_not_answer(
         collect([lock_of(tmp_path, b=[b"b"])], packages,
                 settings(f"{server.address.replace('//', '//me:secret@')}/simple", index))
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("page", [b"<![bogus]>", b"cut"])
+def test_a_page_that_is_none_is_said(
+    page: bytes, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.files["/simple/a/"] = page
+    if page == b"cut":
+        def cut(answer: object) -> bytes:
+            raise http.client.IncompleteRead(b"c", 2)
+
+        monkeypatch.setattr(http.client.HTTPResponse, "read", cut)
+    with pytest.raises(LLMError, match=r"cannot read http://127.0.0.1:\d+/simple/a/"):
+        collect([lock_of(tmp_path, a=[b"a"])], store.Store(tmp_path / "archive"),
+                settings(f"{server.address}/simple"))
 
 
 def test_an_account_goes_to_its_own_host_alone(server: FileServer, tmp_path: Path) -> None:
