@@ -92,6 +92,17 @@ def read_object(path: str, item: Object) -> bytes:
         return b"".join(pieces(file, item.offset, item.size))
 
 
+def object_sha256(path: str, item: Object) -> str:
+    """Return the SHA-256 of the data of one object, however large it is, as 64 digits."""
+    import hashlib
+
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in pieces(file, item.offset, item.size):
+            found.update(piece)
+    return found.hexdigest()
+
+
 def payload_digest(path: str, progress: Callable[[int, int], None] | None = None) -> str:
     """Return `sha256:` and the digest of what an image file holds, whoever signed it.
 

@@ -61,7 +61,7 @@ def find_folder(given: str) -> Path:
     inside = sorted(path.name for path in folder.iterdir()
                     if os.path.lexists(path / MANIFEST) and path.name.startswith(NAME))
     raise LLMError(f"{shown(str(folder))} is no release", f"it has no {MANIFEST}",
-                   f"make import FROM={folder / inside[-1]}" if inside else
+                   f"make import FROM={shown(str(folder / inside[-1]))}" if inside else
                    "give the folder that make release made; a copy of it may have broken off")
 
 
@@ -85,7 +85,8 @@ def check_release(folder: Path, apptainer: str, wanted_keys: Sequence[Key]) -> R
     faults += check_sums(folder, result)
     for entry in manifest.images:
         if entry.file in whole:
-            faults += [f"{entry.file}: {fault}" for fault in check_image(folder, entry)]
+            sbom = manifest.files[entry.sbom].sha256
+            faults += [f"{entry.file}: {fault}" for fault in check_image(folder, entry, sbom)]
     if manifest.source in whole:
         faults += [f"{manifest.source}: {fault}" for fault in
                    source.tar_faults(folder / manifest.source, manifest.folder())]
@@ -146,8 +147,11 @@ def check_sums(folder: Path, result: Result) -> list[str]:
     return []
 
 
-def check_image(folder: Path, entry: Entry) -> list[str]:
-    """Compare an image whose checksum is right with what the manifest says of its inside."""
+def check_image(folder: Path, entry: Entry, sbom: str) -> list[str]:
+    """Compare an image whose checksum is right with what the manifest says of its inside.
+
+    sbom: SHA-256 of the list of software beside it.
+    """
     path = str(folder / entry.file)
     try:
         show = files.progress_line(f"import: {entry.file}")
@@ -155,11 +159,9 @@ def check_image(folder: Path, entry: Entry) -> list[str]:
         boms = [item for item in sif.read_objects(path) if item.type == sif.SBOM]
         if digest != entry.payload:
             return [f"it holds {digest}, the manifest says {entry.payload}"]
-        sbom = folder / entry.sbom
         if len(boms) != 1:
             return ["it has no SBOM" if not boms else "it has several SBOMs"]
-        if sbom.is_file() and sif.read_object(path, boms[0]) != files.read_small(
-                sbom, boms[0].size):
+        if sif.object_sha256(path, boms[0]) != sbom:
             return [f"its SBOM is not {entry.sbom}"]
     except sif.DamagedError as error:
         return [f"it is no whole image: {error}"]

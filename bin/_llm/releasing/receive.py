@@ -27,7 +27,15 @@ from _llm.files import write_text
 from _llm.image import end_like_ctrl_c
 from _llm.images.steps import set_link
 from _llm.releasing import check, files, source
-from _llm.releasing.manifest import MANIFEST, MOST_BYTES, Entry, Manifest, read_manifest
+from _llm.releasing.manifest import (
+    MANIFEST,
+    MOST_BYTES,
+    NAME,
+    Entry,
+    Manifest,
+    read_manifest,
+    shown,
+)
 from _llm.settings import Settings, load_settings
 from _llm.signing.check import verify
 from _llm.signing.keys import Key, load_keys
@@ -35,6 +43,7 @@ from _llm.signing.keys import Key, load_keys
 HOME = Path(__file__).resolve().parents[3]
 # Exit status of a release that is not as it was made; a user's mistake is 2.
 DAMAGED = 1
+MOST_SHOWN = 100
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -68,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     result = check.check_release(folder, program, trusted)
     if result.faults or not result.manifest:
         return refuse(folder, result.faults)
-    for line in describe(folder, result, keys):
+    for line in [*describe(folder, result, keys), *later_imports(images, result.manifest)]:
         print(f"import: {line}")
     if options.check:
         return 0
@@ -94,8 +103,8 @@ def refuse(folder: Path, faults: Sequence[str]) -> int:
     """Print every fault of a release and return the exit status."""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     report("import", [LLMError(
-        f"{folder.name} is not as it was released: {count}; nothing was installed",
-        "\n       ".join(faults),
+        f"{shown(folder.name)} is not as it was released: {count}; nothing was installed",
+        "\n       ".join([*faults[:MOST_SHOWN], *(["..."] if faults[MOST_SHOWN:] else [])]),
         "copy it again (rsync --checksum), and ask whom it came from if that does not help")])
     return DAMAGED
 
@@ -104,8 +113,11 @@ def describe(folder: Path, result: check.Result, keys: Sequence[str]) -> list[st
     """Lines that say what was checked, and what was not."""
     manifest = result.manifest
     assert manifest
-    said = [f"{folder.name} is whole: {len(manifest.files)} files, commit "
+    said = [f"{manifest.folder()} is whole: {len(manifest.files)} files, commit "
             f"{manifest.commit[:12] or 'unknown'} of {manifest.day}"]
+    if folder.name.startswith(NAME) and folder.name != manifest.folder():
+        said.append(f"note: its folder has another name, {shown(folder.name)}: is it the version "
+                    "that you want?")
     if manifest.dirty:
         said.append("note: it was made of changes that no commit holds")
     if not keys:
@@ -121,6 +133,19 @@ def describe(folder: Path, result: check.Result, keys: Sequence[str]) -> list[st
     here = MACHINES.get(os.uname().machine, os.uname().machine)
     said += [f"note: the image {entry.label} is for {entry.architecture}, this machine is {here}"
              for entry in manifest.images if entry.architecture not in (here, "unknown")]
+    return said
+
+
+def later_imports(images: Path, manifest: Manifest) -> list[str]:
+    """Say which versions of a later day were imported here: somebody may pass an old one off."""
+    said = []
+    for path in sorted(images.glob(".imported-*.json")):
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
+            record = json.loads(path.read_text())
+            version, day = record["version"], record["day"]
+            if day > manifest.day:
+                said.append(f"note: {shown(version)} of {shown(day)}, which is newer, was imported "
+                            "here before; the links go back to this older one")
     return said
 
 
@@ -203,7 +228,8 @@ def record_path(images: Path, version: str) -> Path:
 def remember(images: Path, result: check.Result, keys: Sequence[str]) -> None:
     """Write down what was imported, so that a second time is fast."""
     assert result.manifest
-    content = {"manifest": hashlib.sha256(result.text).hexdigest(), "keys": key_digests(keys),
+    content = {"version": result.manifest.version, "day": result.manifest.day,
+               "manifest": hashlib.sha256(result.text).hexdigest(), "keys": key_digests(keys),
                "images": {entry.label: [entry.file_name, *state_of(images / entry.file_name)]
                           for entry in result.manifest.images}}
     write_text(str(record_path(images, result.manifest.version)),
@@ -253,7 +279,8 @@ def install_source(folder: Path, manifest: Manifest, options: argparse.Namespace
             raise LLMError(f"{folder / manifest.source} changed while it was copied",
                            "its SHA-256 is another one now",
                            "make import FROM=… again, when nobody writes there")
-        source.unpack(own, Path(work))
+        with files.explain_full(Path(work), "export TMPDIR=/folder/with/room"):
+            source.unpack(own, Path(work))
         tool = Path(work, manifest.folder(), "bin/_llm/tool.sh")
         command = ["sh", str(tool), "install", "--prefix", os.path.abspath(
             os.path.expanduser(options.prefix))]

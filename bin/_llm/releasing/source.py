@@ -19,7 +19,7 @@ from pathlib import Path
 
 from _llm import commit as commits
 from _llm.errors import LLMError
-from _llm.releasing.manifest import NAME
+from _llm.releasing.manifest import NAME, name_fault
 
 # What programs make in an unpacked source, as .gitignore has it: anywhere, and in one place.
 CACHES = frozenset(("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache"))
@@ -154,27 +154,41 @@ def _add(tar: tarfile.TarFile, path: Path, name: str, epoch: int) -> None:
 
 def tar_faults(path: Path, folder: str) -> list[str]:
     """Return what is wrong with a source archive: names and links that lead out of `folder`."""
-    faults = []
+    faults, size = [], 0
+    names: set[str] = set()
+    folders: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
-            links: set[str] = set()
             for member in tar:
-                parts = member.name.split("/")
-                if parts[0] != folder or ".." in parts or "" in parts[1:] or len(parts) < 2:
-                    faults.append(f"a member leads out of {folder}: {member.name!r:.120}")
-                elif any("/".join(parts[:at]) in links for at in range(1, len(parts) + 1)):
-                    faults.append(f"a member goes through a link: {member.name!r:.120}")
-                elif member.issym():
-                    links.add(member.name)
-                    target = os.path.normpath(os.path.join(os.path.dirname(member.name),
-                                                           member.linkname))
-                    if member.linkname.startswith("/") or target.split("/")[0] != folder:
-                        faults.append(f"a link leads out of {folder}: {member.name!r:.120}")
-                elif not member.isreg():
-                    faults.append(f"a member is neither file nor link: {member.name!r:.120}")
+                above = {member.name[:at] for at, c in enumerate(member.name) if c == "/"}
+                fault = _member_fault(member, folder)
+                if not fault and (member.name in names | folders or names & above):
+                    fault = "a member is there twice, or goes through a file or a link"
+                faults += [f"{fault}: {member.name!r:.120}"] if fault else []
+                names.add(member.name)
+                folders |= above
+                size += member.size
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         faults.append(f"it is no whole tar file: {error}")
+    if size > path.stat().st_size:  # files with holes
+        faults.append(f"it has {path.stat().st_size} bytes, and its members have {size}")
     return faults
+
+
+def _member_fault(member: tarfile.TarInfo, folder: str) -> str:
+    top, _, name = member.name.partition("/")
+    if top != folder or name_fault(name):
+        return f"a member leads out of {folder}, or has an odd name"
+    if member.issym():
+        # Upwards first, then down: whatever other links there are, it stays inside.
+        words = member.linkname.split("/")
+        ups = next((at for at, word in enumerate(words) if word != ".."), len(words))
+        odd = ".." in words[ups:] or not member.linkname.isprintable()
+        if odd or member.linkname[:1] in ("", "/") or ups > name.count("/"):
+            return f"a link leads out of {folder}"
+    elif not member.isreg():
+        return "a member is neither file nor link"
+    return ""
 
 
 def unpack(path: Path, folder: Path) -> None:

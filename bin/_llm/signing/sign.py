@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,7 +27,7 @@ from _llm.gpus import find_gpus, variants_for
 from _llm.image import HOME, end_like_ctrl_c
 from _llm.lookup import find_image, image_folders, is_path
 from _llm.settings import VARIANTS, load_settings
-from _llm.sif import SIGNATURE, DamagedError, payload_digest, pieces, read_objects
+from _llm.sif import SIGNATURE, DamagedError, object_sha256, payload_digest, read_objects
 from _llm.signing import check
 from _llm.signing.keys import MOST_BYTES, Key, load_keys
 from _llm.signing.signatures import Signature, read_signatures
@@ -150,14 +149,8 @@ def covers(message: bytes, path: str) -> bool:
     objects = [item for item in read_objects(path) if item.type != SIGNATURE]
     if len(named) != len(objects):
         return False
-    with open(path, "rb") as file:
-        for digest, item in zip(named, objects):
-            found = hashlib.sha256()
-            for piece in pieces(file, item.offset, item.size):
-                found.update(piece)
-            if digest != f"sha256:{found.hexdigest()}":
-                return False
-    return True
+    return all(digest == f"sha256:{object_sha256(path, item)}"
+               for digest, item in zip(named, objects))
 
 
 def choose_signer(apptainer: str, wanted: str) -> Signer:

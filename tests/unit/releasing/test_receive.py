@@ -107,6 +107,21 @@ def test_what_is_missing_is_installed_again(
     assert listing(images) == INSTALLED
 
 
+def test_a_release_under_another_s_name_and_an_older_one(
+    folder: Path, images: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert take(folder) == 0
+    assert "note: its folder" not in capsys.readouterr().out
+    [record] = images.glob(".imported-*")
+    record.write_text(record.read_text().replace("2026-01-01", "2026-02-01"))
+    (images / ".imported-0.json").write_text("[]")
+    renamed = folder.rename(folder.with_name("llm-recipes-1.3.0"))
+    assert take(renamed, "--check") == 0
+    said = capsys.readouterr().out
+    assert "llm-recipes-1.2.0 is whole" in said and "another name, llm-recipes-1.3.0" in said
+    assert "note: 1.2.0 of 2026-02-01, which is newer, was imported here before" in said
+
+
 def test_check_installs_nothing(folder: Path, images: Path) -> None:
     assert take(folder, "--check") == 0
     assert not images.exists()
@@ -228,7 +243,12 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     [member("top/x", tarfile.SYMTYPE, "y"), member("top/x/z")],
     [member("top/x", tarfile.SYMTYPE, "y"), member("top/x")],
     [member("top/x", tarfile.LNKTYPE, "top/y")], [member("top/x", tarfile.CHRTYPE)],
-    [member("top/x", tarfile.FIFOTYPE)],
+    [member("top/x", tarfile.FIFOTYPE)], [member("top/x"), member("top/x")],
+    [member("top/x/y"), member("top/x")], [member("top/x"), member("top/x/y")],
+    [member("top/x\ny")], [member("top/" + "x" * 300)], [member("top/x", tarfile.SYMTYPE, "")],
+    # Inside for who reads it alone, and outside behind the other link.
+    [member("top/a/b/c", tarfile.SYMTYPE, "../.."),
+     member("top/a/b/d", tarfile.SYMTYPE, "c/../x")],
 ])
 def test_source_archives_that_lead_elsewhere(
     tmp_path: Path, members: list[tarfile.TarInfo],
@@ -237,6 +257,24 @@ def test_source_archives_that_lead_elsewhere(
         for info in members:
             tar.addfile(info)
     assert source.tar_faults(tmp_path / "x.tar", "top")
+
+
+def test_links_inside_a_source_archive_are_good(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(member("top/a/b/c", tarfile.SYMTYPE, "../../d"))
+        tar.addfile(member("top/e", tarfile.SYMTYPE, "a/b"))
+    assert source.tar_faults(tmp_path / "x.tar", "top") == []
+
+
+def test_a_source_archive_with_a_file_of_holes(tmp_path: Path) -> None:
+    # A GNU sparse file: a name, type S, no map, and a size of 4 GiB.
+    info = member("top/x", tarfile.GNUTYPE_SPARSE)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = tarfile.itn(1 << 32, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    (tmp_path / "x.tar").write_bytes(bytes(header) + bytes(1024))
+    [fault] = source.tar_faults(tmp_path / "x.tar", "top")
+    assert "its members have 4294967296" in fault
 
 
 def test_what_is_no_tar(tmp_path: Path) -> None:
