@@ -28,7 +28,6 @@ CONNECT_SECONDS = 60
 NOBODY = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 BLOCK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NETWORK = "check network and proxy, or the disk's free space; then the same command again"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,8 @@ def download(
             if error.code in (403, 404, 410):
                 raise GoneError(f"cannot fetch {what}", reason, gone) from None
         except SilentError as error:
-            raise UnreachableError(f"cannot fetch {what}", str(error), NETWORK) from None
+            raise UnreachableError(f"cannot fetch {what}", str(error),
+                                   "check network and proxy") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(getattr(error, "reason", error))
             if isinstance(error, OSError) and error.errno in FULL:
@@ -131,7 +131,7 @@ def download(
         if attempt < ATTEMPTS:
             time.sleep(attempt)
     raise LLMError(f"cannot fetch {what}", f"{reason} (tried {ATTEMPTS} times)",
-                   NETWORK)
+                   "check network and proxy, or the disk's free space; then the same command again")
 
 
 def open_uri(  # type: ignore[no-untyped-def]  # urllib's answer has no public type

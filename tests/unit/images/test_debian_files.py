@@ -70,6 +70,21 @@ def test_all_that_are_gone_are_named_with_every_cure(server: FileServer, tmp_pat
     assert [path.name for _, path in store.everything(tmp_path)] == ["b_2+b~3_amd64.deb"]
 
 
+def test_a_mirror_that_cannot_be_reached_ends_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(debian, "_own_mirrors", list)
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: pytest.fail("tried again"))
+    with serving() as gone:
+        address = gone.address
+    with pytest.raises(LLMError, match="cannot fetch 26 of 26 files") as raised:
+        collect([locked(name) for name in "abcdefghijklmnopqrstuvwxyz"], store.Store(tmp_path),
+                source(address), "base")
+    lines = raised.value.why.split("\n       ")
+    assert lines[0] == f"{address[7:]}: Connection refused:" and lines[-1] == "and 21 more"
+    assert len(lines) == 7 and "LLM_DEBIAN_MIRROR" in raised.value.fix
+
+
 def test_a_snapshot_is_asked_after_todays_mirror(server: FileServer, tmp_path: Path) -> None:
     server.files = {"/now/pool/a_2+b~3_amd64.deb": b"a",
                     "/20261130T000000Z/pool/b_2+b~3_amd64.deb": b"b",
