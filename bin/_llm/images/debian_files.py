@@ -60,12 +60,12 @@ def get(
         raise LLMError(f"cannot fetch {what}", "no Debian mirror is known: this host's APT names "
                        "no Debian archive", "set LLM_DEBIAN_MIRROR='URL-of-debian URL-of-debian-"
                        "security', or an archive of all inputs in LLM_ARCHIVE_DIR")
-    error = next((e for e in errors if not isinstance(e, fetch.GoneError)), errors[0])
-    if isinstance(error, fetch.UnreachableError):
-        raise fetch.UnreachableError(error.what, error.why, f"{error.fix}, or name another mirror "
+    found = next((e for e in errors if not isinstance(e, fetch.GoneError)), errors[0])
+    if isinstance(found, fetch.UnreachableError):
+        raise fetch.UnreachableError(found.what, found.why, f"{found.fix}, or name another mirror "
                                      "in LLM_DEBIAN_MIRROR, or an archive of all inputs in "
                                      "LLM_ARCHIVE_DIR")
-    raise error
+    raise found
 
 
 def collect(
