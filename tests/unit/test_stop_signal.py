@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from _llm.stop_signal import patient_command, recorded_command, send
+from _llm.stop_signal import PATIENT, patient_command, recorded_command, send
 
 TRAPPED = "trap 'echo got USR1; exit 75' USR1; trap 'echo got TERM; exit 3' TERM; echo ready; "
 TRAPPED += "while :; do sleep 0.05; done"
@@ -20,7 +20,18 @@ def begin(command: list[str], tmp_path: Path) -> subprocess.Popen[str]:
     env = {**os.environ, "LLM_UNFINISHED_FILE": str(tmp_path / "unfinished"), "SLURM_JOB_ID": "7"}
     program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     assert program.stdout and program.stdout.readline() == "ready\n"
+    # The shell around the program sets its traps while the program starts already.
+    while command[2] == PATIENT and not catches(program.pid, signal.SIGUSR2):
+        assert program.poll() is None
+        time.sleep(0.01)
     return program
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Say whether a process has a handler for a signal: proc(5), status, SigCgt."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [mask] = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
+    return bool(mask >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 3)])
