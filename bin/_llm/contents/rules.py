@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from _llm.errors import LLMError
 from _llm.images.licences import from_debian
+from _llm.images.packages import python_name
 from _llm.ini import Entry, read_profile
 from _llm.suggest import nearest
 
@@ -196,6 +197,6 @@ def exceptions_for(kind: str, name: str, rules: Rules) -> tuple[str, ...]:
 
     name: of the source package for Debian's.
     """
-    package = f"{kind}/{name}".lower()
+    package = f"{kind}/{python_name(name) if kind == 'pypi' else name}".lower()
     return tuple(licence for pattern, licences, _ in rules.exceptions
                  if fnmatch.fnmatchcase(package, pattern) for licence in licences)

@@ -18,6 +18,7 @@ from _llm.contents.rules import (
 )
 from _llm.errors import LLMError
 
+CONTAINERS = Path(__file__).parents[3] / "containers"
 RULES = Rules(("mit", "gpl-2.0-*", "artistic", "odd, and mit", "isc"), ("*proprietary*", "agpl-*"),
               (("pypi/own-*", ("own words*", "proprietary x"), "read"),), {}, True, ())
 
@@ -54,6 +55,18 @@ def test_the_default_has_a_reason_for_each_exception() -> None:
     assert judge("AGPL-3.0-or-later", rules)[0] == DENIED
     assert judge("LicenseRef-NVIDIA-Proprietary", rules)[0] == DENIED
     assert rules.unfixed and rules.ignored_urgencies == ("unimportant",)
+
+
+def test_the_default_lets_each_of_nvidias_packages_in_the_locks_through() -> None:
+    rules = read_rules(DEFAULT_RULES)
+    names = {line.partition("==")[0] for lock in CONTAINERS.glob("*/requirements-cuda*.lock")
+             for line in lock.read_text().splitlines() if line.startswith("nvidia-")}
+    assert "nvidia-cublas" in names
+    for name in names:
+        excepted = exceptions_for("pypi", name.replace("-", "_"), rules)
+        for licence in ("LicenseRef-NVIDIA-Proprietary", "Other/Proprietary License"):
+            assert judge(licence, rules, excepted)[0] == ALLOWED
+        assert judge("Another Proprietary License", rules, excepted)[0] == DENIED
 
 
 def test_the_manuals_example(tmp_path: Path) -> None:
