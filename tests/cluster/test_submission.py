@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import pytest
-from llm_run import LLM_RUN, SMALL, Desk
+from llm_run import LLM_RUN, REPOSITORY, SMALL, Desk
 
 from box.cluster import Cluster
 
@@ -153,6 +153,39 @@ def test_the_image_of_the_moment_of_submission(cluster: Cluster, desk: Desk) -> 
     cluster.run(["scontrol", "release", job], check=True)
     cluster.wait(job, "COMPLETED")
     assert desk.read(f"logs/sh-{job}.r0.log") == "aaaaaaaaaaaa\n"
+
+
+def test_what_the_site_requires_of_images(cluster: Cluster, desk: Desk) -> None:
+    image = "/run/llm-box/images/base.sif"
+    digest = desk.run(
+        [LLM_RUN, *SMALL, "sh", "-c", "echo $LLM_IMAGE_DIGEST"], check=True
+    ).stdout.strip()
+    listed = f"{desk.folder}/allowed"
+    profile = (REPOSITORY / "sites" / "box.ini").read_text(encoding="utf-8")
+    profile = profile.replace("[container]\n", f"[container]\nrequire = digest\ndigests = {listed}\n")
+    site = f"{desk.folder}/{desk.write('ours.ini', profile)}"
+    env = {"LLM_SITE": site}
+    desk.write("allowed", digest)
+    words = [LLM_RUN, "--submit", *SMALL, "--parsable", "--hold", "--", "echo", "ran"]
+    jobs = [desk.run(words, env=env, check=True).stdout.strip() for _ in range(2)]
+    cluster.run(["scontrol", "release", jobs[0]], check=True)
+    cluster.wait(jobs[0], "COMPLETED")
+    assert desk.read(f"logs/echo-{jobs[0]}.r0.log") == "ran\n"
+    # What is allowed no more is refused on the node, and before it is queued.
+    desk.write("allowed", f"sha256:{'0' * 64}")
+    cluster.run(["scontrol", "release", jobs[1]], check=True)
+    cluster.wait(jobs[1], "FAILED")
+    said = desk.read(f"logs/echo-{jobs[1]}.log")
+    assert "must not be used: a digest is required" in said and digest in said
+    assert not (desk.folder / f"logs/echo-{jobs[1]}.r0.log").exists()
+    before = desk.run(["squeue", "--noheader", "--states=all"]).stdout
+    done = desk.run(words, env=env)
+    assert done.returncode == 2 and "a digest is required" in done.stderr and digest in done.stderr
+    assert done.stdout == "" and done.stderr.count("must not be used") == 1
+    assert desk.run(["squeue", "--noheader", "--states=all"]).stdout == before
+    # srun llm-run asks on the node alone.
+    done = desk.run(["srun", LLM_RUN, "--image", image, "echo", "ran"], env=env)
+    assert done.returncode == 2 and "a digest is required" in done.stderr and done.stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,8 @@ class Cluster:
         home = self.box.home if user else "/root"
         variables = {"PATH": SEARCH_PATH, "HOME": home, "SHELL": "/bin/bash", "LANG": "C.UTF-8"}
         variables["USER"] = variables["LOGNAME"] = USER if user else "root"
-        variables.update(LLM_SITE="box", TERM=os.environ.get("TERM", "dumb"), **(env or {}))
+        variables.update(LLM_SITE="box", TERM=os.environ.get("TERM", "dumb"))
+        variables.update(env or {})
         request = {
             "namespaces": self._namespaces(node),
             "uid": USER_ID if user else 0,
