@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,9 @@ def _flush_for_readers(folder: Path) -> None:
     os.umask(umask)
     folder.chmod(0o777 & ~umask)
     for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        mode = (0o777 if path.is_dir() else 0o666) & ~umask
+        if stat.S_IMODE(path.stat().st_mode) != mode:  # else digests of it stay known (ctime)
+            path.chmod(mode)
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

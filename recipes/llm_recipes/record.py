@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_recipes import run_environment
 from llm_recipes.files import write_text
-from llm_recipes.run_secrets import plain, without_secrets
+from llm_recipes.run_secrets import hidden_options, plain, without_secrets
 from llm_recipes.say import say
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ SCHEMA = 1
 WAIT_S = 30.0
 QUIET_S = 2.0  # before it says so
 READERS = 4  # files of results that are read at once
+SAID_BYTES = 4 * 10**9  # of results whose reading takes so long that it says so
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Input:
         found = {**(lists if self.several else singles)}
         # A recipe's own path stays: later runs look it up.
         found |= {"path": part.get("path", found["path"])}
-        return {**part, **found} | ({} if missing is None else {"content_missing": missing})
+        # What was missing when the run began may be there by now.
+        kept = {name: value for name, value in part.items() if name != "content_missing"}
+        return {**kept, **found} | ({} if missing is None else {"content_missing": missing})
 
 
 class Record(dict[str, Any]):
@@ -103,6 +106,7 @@ def start_record(
         cwd=run_environment.working_directory(),
         launch=run_environment.launch(),
         config=plain(config),
+        config_hidden=hidden_options(config),
         code=run_environment.code(recipe),
         image=run_environment.image(),
         environment=run_environment.environment(),
@@ -187,15 +191,16 @@ def write_record(
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     """SHA-256 of files in a folder, by name; None for one that cannot be read.
 
-    A folder in it stands for all files below.
+    A folder in it stands for all files below. What was read is remembered as that of inputs is: a
+    run that reads these files next need not read them for its record.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from llm_recipes.content_digest import file_sha256
+    from llm_recipes.content_digest import cached_sha256
 
     def digest(name: str) -> str | None:
         try:
-            return file_sha256(folder / name)
+            return cached_sha256(folder / name)
         except OSError:
             return None
 
@@ -204,6 +209,9 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
         below = [path for path in (folder / name).rglob("*") if path.is_file()]
         found.update([str(path.relative_to(folder)) for path in below] or [name])
     ordered = sorted(found)
+    size = sum(path.stat().st_size for name in ordered if (path := folder / name).is_file())
+    if size >= SAID_BYTES:
+        say(f"reading {size / 1e9:.3g} GB of results for their hashes in the run record")
     with ThreadPoolExecutor(READERS) as readers:
         return dict(zip(ordered, readers.map(digest, ordered), strict=True))
 

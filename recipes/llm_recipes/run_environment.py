@@ -38,6 +38,7 @@ def environment() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if CHANGES_A_RUN.fullmatch(name)
         and not is_secret_name(name)
+        and "KEY" not in name.upper().split("_")
         and not value.startswith(SECRET_PREFIXES)
     }
 

@@ -11,27 +11,38 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
-SECRET_WORDS = (
-    *("token", "secret", "password", "passwd", "passphrase", "credential", "credentials"),
-    *("api_key", "apikey", "access_key", "private_key", "secret_key", "authorization"),
+# Words of a name that say so: HF_TOKEN, --hubtoken, MY_AUTH, password2.
+SECRET_WORD = re.compile(
+    r"[a-z0-9]*(?:token|secret|password|passwd|passphrase|passcode|credentials?|apikey)\d*"
+    r"|o?auth|authorization|bearer|cookies?|jwt|pass"
 )
+SECRET_KEYS = re.compile(r"(?:^|_)(?:api|access|private|secret|auth|encryption|ssh)_key(?:_|$)")
 # Where a secret is, and not the secret.
 PLACES = ("file", "path", "dir", "folder")
 SECRET_PREFIXES = (
     *("hf_", "sk-", "ghp_", "gho_", "ghs_", "github_pat_", "glpat-", "nvapi-", "xoxb-", "xoxp-"),
 )
-# https://USER:PASSWORD@HOST; the second form is for passwords that hold a slash.
-USER_OF_ADDRESS = re.compile(r"(?<=://)(?:[^/?#\s]*|[^/@:\s]*:[^@\s]*)@")
+# Tokens of the same makers in the middle of a text, by their lengths: hf_out is a name.
+TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[a-z]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"
+    r"|(?:sk-|glpat-|nvapi-|xox[a-z]-)(?=[\w-]*\d)[\w-]{18,}"
+    r"|(?<=Bearer )(?=\S*\d)[\w.~+/-]{16,}=*)"
+)
+# https://USER:PASSWORD@HOST; the last form is for passwords that hold a slash. A path has but one
+# slash behind the colon.
+USER_OF_ADDRESS = re.compile(r"(\b[a-z][a-z0-9+.-]+:/{1,3})(?:[^/?#\s]*|[^/@:\s]*:[^@\s]*)@", re.I)
 # https://HOST/FILE?token=…
-QUERY = re.compile(r"([?&;][\w.-]*(?:token|secret|password|signature|key|sig)=)[^&;#\s]+", re.I)
+QUERY = re.compile(
+    r"([?&;#][\w.-]*(?:token|secret|password|signature|key|sig|auth)=)[^&;#\s]+", re.I
+)
 
 
 def is_secret_name(name: str) -> bool:
     """Whether an option or a variable of this name holds a secret: HF_TOKEN, --api-key."""
-    spelled = name.lower().lstrip("-").replace("-", "_")
-    if spelled.rpartition("_")[2] in PLACES:
+    words = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_").split("_")
+    if words[-1] in PLACES:
         return False
-    return any(f"_{word}_" in f"_{spelled}_" for word in SECRET_WORDS)
+    return any(map(SECRET_WORD.fullmatch, words)) or bool(SECRET_KEYS.search("_".join(words)))
 
 
 def without_secret(argument: str) -> str:
@@ -41,6 +52,8 @@ def without_secret(argument: str) -> str:
         return f"{name}={HIDDEN}"
     if (value or argument).startswith(SECRET_PREFIXES):
         return HIDDEN
+    if re.fullmatch(r"--?\w[\w-]*", name) and "=" in value:  # --env=HF_TOKEN=…
+        return f"{name}={without_secret(value)}"
     return without_passwords(argument)
 
 
@@ -56,20 +69,36 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def without_passwords(text: str) -> str:
-    """A text whose addresses carry no user, password or token."""
-    if "://" not in text:
-        return text
-    return QUERY.sub(rf"\g<1>{HIDDEN}", USER_OF_ADDRESS.sub(f"{HIDDEN}@", text))
+    """A text whose addresses carry no user, password or token, and that holds no known token."""
+    if ":/" in text:
+        text = QUERY.sub(rf"\g<1>{HIDDEN}", USER_OF_ADDRESS.sub(rf"\g<1>{HIDDEN}@", text))
+    return TOKEN.sub(HIDDEN, text)
 
 
-def plain(value: Any, name: str = "") -> Any:
-    """A value in types that JSON knows, without secrets. name: of the option or variable."""
+def plain(value: Any, name: str = "", hide: bool = True) -> Any:
+    """A value in types that JSON knows, without secrets.
+
+    name: of the option or variable; all that is in a secret one is secret, but on and off. hide:
+    False leaves secrets as they are.
+    """
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str):
-        return HIDDEN if is_secret_name(name) else without_passwords(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, str(key)) for key, item in value.items()}
+        own = is_secret_name(name)
+        return {str(k): plain(item, name if own else str(k), hide) for k, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item, name) for item in value]
-    return value
+        return [plain(item, name, hide) for item in value]
+    if not hide or value is None or isinstance(value, bool):
+        return value
+    if is_secret_name(name):
+        return HIDDEN
+    return without_passwords(value) if isinstance(value, str) else value
+
+
+def hidden_options(config: Mapping[str, Any]) -> list[str]:
+    """The options that `plain` does not show as they are."""
+    return [
+        name
+        for name, value in config.items()
+        if plain(value, name) != plain(value, name, hide=False)
+    ]

@@ -47,8 +47,8 @@ def test_environment_goes_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert found["argv"] == ["x.py", "--hub-token=***", "--top-p=1", "***"]
     assert "verysecret" not in file.read_text()
     assert found == read_record(file)
-    whole = "schema recipe started finished status argv cwd launch config code image environment"
-    parts = "host slurm model adapter data outputs results deterministic metrics"
+    whole = "schema recipe started finished status argv cwd launch config config_hidden code image"
+    parts = "environment host slurm model adapter data outputs results deterministic metrics"
     assert list(found) == [*whole.split(), *parts.split()]
 
 
@@ -156,6 +156,9 @@ def test_only_a_complete_run_waits_and_not_for_long(
         "reading the data for the run record, once and 0.01 s at most\n"
     )
     go_on.set()
+    monkeypatch.setattr(records, "WAIT_S", 60)
+    write_record(tmp_path / "run.json", record, "complete")
+    assert record["data"] == {"path": str(tmp_path), "resolved": str(tmp_path), "content": "x"}
 
 
 def test_of_several_processes_the_first_reads(
@@ -178,3 +181,25 @@ def test_results_are_hashed(tmp_path: Path) -> None:
         assert record["results"] == {name: hashlib.sha256(b"1").hexdigest(), "gone": None}
     assert record["outputs"] == ["output", "prompts"]
     assert record["deterministic"] is True
+
+
+def test_results_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run makes is what the next one reads, which may be 140 GB."""
+    monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(content_digest, "FRESH_NS", -1)
+    monkeypatch.setattr(records, "SAID_BYTES", 3)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    found = records.file_hashes(folder, ["config.json"])
+    assert not capsys.readouterr().err
+    (folder / "model.safetensors").write_text("12")
+    found = records.file_hashes(folder, ["config.json", "model.safetensors"])
+    assert "of results for their hashes" in capsys.readouterr().err
+    monkeypatch.setattr(content_digest, "file_sha256", lambda path: "read again")
+    assert records.file_hashes(folder, found) == found
+    lines = "".join(f"{digest}  {name}\0" for name, digest in sorted(found.items()))
+    whole = hashlib.sha256(lines.encode()).hexdigest()
+    assert content_digest.content_digest(folder) == f"sha256:{whole}"

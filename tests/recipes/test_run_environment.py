@@ -14,7 +14,13 @@ from conftest import RECIPES, recipe_environment
 
 from llm_recipes import run_environment as around
 from llm_recipes.record import start_record
-from llm_recipes.run_secrets import is_secret_name, plain, without_passwords, without_secrets
+from llm_recipes.run_secrets import (
+    hidden_options,
+    is_secret_name,
+    plain,
+    without_passwords,
+    without_secrets,
+)
 
 SECRETS = {
     "HF_TOKEN": "hf_AAAA",
@@ -27,6 +33,11 @@ SECRETS = {
     "NCCL_SOMETHING": "ghp_abc7",
     "WANDB_API_KEY": "abc8",
     "https_proxy": "http://user:abc9@proxy.example.org:3128",
+    "MY_HF_AUTH": "abc10",
+    "HF_AUTH": "abc11",
+    "HF_MYTOKEN": "abc12",
+    "NCCL_KEY": "abc13",
+    "HF_NOTE": "it is hf_" + 10 * "abc1",
 }
 
 
@@ -59,6 +70,45 @@ def test_no_secret_enters_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ab/c5" not in text
     assert "hf_AAAA" not in text
     assert '"launch": {"image": "llm-cpu"' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hfToken", "abc"),
+        ("my_auth", "abc"),
+        ("password", 123),
+        ("credentials", {"user": ["abc"]}),
+        ("nested", {"api-key": "abc"}),
+        ("data", Path("https://me:abc@host/f")),
+        ("data", "s3://b/f#access_token=abc"),
+        ("prompt", ["say hf_" + 12 * "abc"]),
+        ("header", "Authorization: Bearer abc12345abc67890abc"),
+    ],
+)
+def test_options_that_hide_a_secret_are_named(name: str, value: object) -> None:
+    record = start_record("a/b", {name: value, "seed": 1}, "cpu")
+    assert record["config_hidden"] == [name]
+    text = json.dumps(record["config"])
+    assert "***" in text
+    assert "abc" not in text
+    assert "123" not in text
+
+
+def test_names_that_only_sound_like_secrets_are_in_the_record() -> None:
+    config = {"output": "hf_out", "model": "sk-learn-pipeline-of-all", "api_key": True,
+              "stop": ["***"], "max_new_tokens": 5, "tokenizer": "a/b", "author": "x",
+              "api_key_file": "f"}  # fmt: skip
+    assert hidden_options(config) == []
+    assert plain(config) == config
+
+
+def test_options_within_options() -> None:
+    assert without_secrets(["--env=HF_TOKEN=abc", "--set=a=b=c", "HF_TOKEN=abc"]) == [
+        "--env=HF_TOKEN=***",
+        "--set=a=b=c",
+        "HF_TOKEN=***",
+    ]
 
 
 def test_only_secrets_are_hidden() -> None:

@@ -59,7 +59,7 @@ KNOWN = (
 )
 OF_OTHERS = (
     *("evaluation", "made_with", "rows", "changes", "comparisons"),
-    *("outputs", "results", "deterministic"),  # for programs: llm-record
+    *("config_hidden", "outputs", "results", "deterministic"),  # for programs: llm-record
 )
 OF_PARTS = ("host", "slurm", "model", "adapter", "data", "metrics")
 
