@@ -162,7 +162,8 @@ def test_what_the_site_requires_of_images(cluster: Cluster, desk: Desk) -> None:
     ).stdout.strip()
     listed = f"{desk.folder}/allowed"
     profile = (REPOSITORY / "sites" / "box.ini").read_text(encoding="utf-8")
-    profile = profile.replace("[container]\n", f"[container]\nrequire = digest\ndigests = {listed}\n")
+    ours = f"[container]\nrequire = digest\ndigests = {listed}\n"
+    profile = profile.replace("[container]\n", ours)
     site = f"{desk.folder}/{desk.write('ours.ini', profile)}"
     env = {"LLM_SITE": site}
     desk.write("allowed", digest)
