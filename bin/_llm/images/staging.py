@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from _llm.images.repository import make_repository
 from _llm.images.store import Store
 
 INSIDE = "/mnt"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seen with Apptainer 1.4.5: `apptainer build` ends with "could not inspect container".
 SHELL_CHARACTERS = frozenset("'\"`\\;&|<>()$*?[]!#\n\t:,")
 
@@ -68,7 +70,18 @@ def work_folder(env: Mapping[str, str], need_gib: float) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        remove_tree(folder)
+        with uninterrupted():
+            remove_tree(folder)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a second Ctrl-C, SIGTERM or SIGHUP wait until something is put in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def remove_stale(parent: Path) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 from _llm.errors import LLMError
 from _llm.images.catalog import Image
 from _llm.images.registry import is_reference
-from _llm.images.staging import fakeroot_flags
+from _llm.images.staging import fakeroot_flags, uninterrupted
 
 TAIL_LINES = 30
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Variables that a program of an image, run while it is built, must not get from the host.
 CLEAN = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "PYTHONHASHSEED=0")
 
@@ -59,30 +58,19 @@ class Log:
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End a program and everything that it started: first ask, then kill.
-
-    A second Ctrl-C waits until this is done: else the program would go on alone.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        end_group(process)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """What stop_group does while no signal comes in."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(10)
-            if number == signal.SIGTERM:
-                time.sleep(0.5)
-        except subprocess.TimeoutExpired:
-            continue
+    """End a program and everything that it started: first ask, then kill."""
+    with uninterrupted():  # else the program would go on alone
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                return
+            try:
+                process.wait(10)
+                if number == signal.SIGTERM:
+                    time.sleep(0.5)
+            except subprocess.TimeoutExpired:
+                continue
 
 
 def hint_for(tail: str) -> str:

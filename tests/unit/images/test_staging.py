@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,20 @@ def test_a_relative_build_folder_is_that_of_the_shell(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     assert build_folder({"LLM_BUILD_DIR": "here"}) == tmp_path / "here"
+
+
+def test_an_impatient_ctrl_c_leaves_no_build_folder(tmp_path: Path) -> None:
+    code = ("import signal, sys; sys.path.insert(0, sys.argv[1])\n"
+            "from _llm.images import staging\n"
+            "remove = staging.remove_tree\n"
+            "def slowly(folder):\n"
+            "    signal.raise_signal(signal.SIGINT)\n"
+            "    remove(folder)\n"
+            "staging.remove_tree = slowly\n"
+            "with staging.work_folder({'LLM_BUILD_DIR': sys.argv[2]}, 0) as folder:\n"
+            "    (folder / 'sandbox').mkdir()\n"
+            "    signal.raise_signal(signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[3] / "bin"),
+                           str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in done.stderr and done.returncode != 0
+    assert list(tmp_path.iterdir()) == []
