@@ -12,10 +12,8 @@ status 0: the same bytes; 1: not.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +26,7 @@ from _llm.errors import LLMError
 from _llm.image import end_like_ctrl_c, wanted_variants
 from _llm.images.build import NEED_GIB
 from _llm.images.catalog import load_image
-from _llm.images.staging import work_folder
+from _llm.images.staging import uninterrupted, work_folder
 from _llm.settings import load_settings
 
 HOME = Path(__file__).resolve().parents[3]
@@ -118,9 +116,9 @@ def build(
             status = process.wait()
         except BaseException:
             # The builder removes what is half done when it is told to stop.
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            process.wait()
+            with uninterrupted():
+                process.terminate()
+                process.wait()
             raise
     if status:
         raise LLMError(f"the {number} build failed", "its words stand above",
