@@ -130,7 +130,8 @@ def walk(tree: str, work: str) -> list[str]:
         folders.sort()
         inside = os.path.relpath(folder, tree)
         os.chmod(folder, 0o1777 if inside in STICKY else 0o755)
-        for name in sorted(files):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in sorted([*files, *links]):
             path = os.path.join(folder, name)
             if os.path.islink(path):
                 if needle in os.fsencode(os.readlink(path)):

@@ -219,14 +219,18 @@ def offered(package: Locked, settings: PipSettings, access: fetch.Access) -> lis
     found: list[Link] = []
     pages = [] if settings.no_index else [page_of(index, package.name) for index in
                                           (settings.index, *settings.extra_indexes)]
+    unreachable = []
     for link in settings.find_links:
         folder = folder_of(link)
-        if folder:
+        if not folder:
+            pages.append(link)
+            continue
+        try:
             found += [Link(name, Path(folder, name).as_uri(), "")
                       for name in sorted(os.listdir(folder)) if belongs_to(name, package)]
-        else:
-            pages.append(link)
-    unreachable = []
+        except OSError as error:
+            unreachable.append(LLMError(f"cannot read {folder}", str(error.strerror),
+                                        "make it readable, or leave it out of pip's find-links"))
     for page in pages:
         try:
             found += links_on(page, access)

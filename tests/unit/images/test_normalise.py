@@ -115,11 +115,15 @@ def test_bytecode_is_made_anew_and_what_is_checked_by_time_goes(tree: Path) -> N
     assert [path.name for path in other.iterdir()] == ["unchecked.cpython-311.pyc"]
 
 
-@pytest.mark.parametrize("where", ["content", "at the edge of a piece", "link"])
+@pytest.mark.parametrize("where", ["content", "at the edge of a piece", "link",
+                                   "link to a folder"])
 def test_the_builds_own_path_is_found_wherever_it_stands(tree: Path, where: str) -> None:
     file = tree / "opt/prefix"
     if where == "link":
         file.symlink_to(f"/var/tmp/{WORK}/sandbox/x")
+    elif where == "link to a folder":
+        (tree / "opt" / WORK).mkdir()
+        file.symlink_to(WORK)
     else:
         before = (1 << 20) - 5 if where != "content" else 3
         file.write_bytes(b"x" * before + f"/var/tmp/{WORK}/sandbox".encode())

@@ -165,6 +165,13 @@ def test_a_page_that_is_none_is_said(
                 settings(f"{server.address}/simple"))
 
 
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(LLMError, match=f"cannot read {tmp_path}/none") as raised:
+        collect([lock_of(tmp_path, a=[b"a"])], store.Store(tmp_path / "archive"),
+                settings(links=(f"{tmp_path}/none",)))
+    assert raised.value.why == "No such file or directory"
+
+
 def test_an_account_goes_to_its_own_host_alone(server: FileServer, tmp_path: Path) -> None:
     with serving() as files:
         files.files["/a-1.0-py3-none-any.whl"] = b"a"
