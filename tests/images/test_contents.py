@@ -16,8 +16,7 @@ sys.path.insert(0, str(HOME / "bin"))
 
 from _llm.contents import difference, trees, unsquash  # noqa: E402
 from _llm.contents.listing import list_files  # noqa: E402
-from _llm.contents.sbom import read_sbom  # noqa: E402
-from _llm.contents.software import components, list_from_files, list_in  # noqa: E402
+from _llm.contents.software import components, list_in, read_software  # noqa: E402
 from _llm.errors import LLMError  # noqa: E402
 from _llm.images.sbom import make_sbom  # noqa: E402
 
@@ -150,11 +149,9 @@ def test_what_stands_outside_the_file_system(make: Make) -> None:
 
 def test_a_list_of_software(make: Make) -> None:
     one, bare = make("a", touch_all), make("bare", touch_all, listed=False)
-    assert [c.name for c in components(read_sbom(str(one)))] == ["own"]
-    with pytest.raises(LLMError, match="carries no list"):
-        read_sbom(str(bare))
-    assert [c["name"] for c in json.loads(list_from_files(str(bare)))["components"]] == [
-        "debian", "own"]
+    assert list_in(str(one)) and list_in(str(bare)) is None
+    for image in (one, bare):
+        assert [c.name for c in components(read_software(str(image), "x"))] == ["own"]
 
 
 def tool(*words: object) -> subprocess.CompletedProcess[str]:
@@ -260,7 +257,7 @@ def test_a_full_disk_is_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_every_package_of_base_is_listed_once(base_image: Path) -> None:
-    document = read_sbom(str(base_image))
+    document = read_software(str(base_image), "x")
     with unsquash.unpacked(str(base_image)) as tree:
         status = (tree / "var/lib/dpkg/status").read_text()
         again = make_sbom(tree, document["metadata"]["component"]["name"],

@@ -16,12 +16,14 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from _llm.contents.advisories import Finding, find_affected, keys_of, read_advisories
+from _llm.contents.advisories import Advisories, read_advisories
+from _llm.contents.affected import Finding, find_affected, keys_of
 from _llm.contents.choose import add_choice, choose
 from _llm.contents.rules import (
     ALLOWED,
     DEFAULT_RULES,
     UNKNOWN,
+    Accepted,
     Rules,
     exceptions_for,
     judge,
@@ -48,6 +50,7 @@ class Report(NamedTuple):
 
     accepted: findings that the rules accept, with the reason. expired: names of those whose day has
     passed, which are in findings too. checked: advisories that were read, None without a file.
+    unchecked: what no advisory of the file is about, such as `Debian:12` -> packages.
     """
 
     findings: list[Finding]
@@ -55,6 +58,7 @@ class Report(NamedTuple):
     expired: dict[str, str]
     licences: list[LicenceFault]
     checked: str | None
+    unchecked: dict[str, int]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,7 +90,7 @@ def audit(
     found = components(document)
     licences = check_licences(found, rules)
     if not advisories:
-        return Report([], [], {}, licences, None)
+        return Report([], [], {}, licences, None, {})
     release = release_of(document)
     wanted = frozenset(key for component in found for key in keys_of(component, release))
     read = read_advisories(advisories, wanted)
@@ -100,8 +104,7 @@ def audit(
         if not finding.fixed and not rules.unfixed:
             accepted.append((finding, "there is no fixed version"))
             continue
-        rule = next((rules.accepted[name.lower()] for name in finding.names
-                     if name.lower() in rules.accepted), None)
+        rule = acceptance(finding, rules)
         if rule and rule.until >= today:
             accepted.append((finding, f"{rule.reason} (until {rule.until})"))
             continue
@@ -111,7 +114,36 @@ def audit(
     checked = f"{len(read.records)} advisories are about packages of this image"
     if read.newest:
         checked += f", the file's newest is of {read.newest[:10]}"
-    return Report(findings, accepted, expired, licences, checked)
+    return Report(findings, accepted, expired, licences, checked,
+                  unchecked_packages(found, read, release))
+
+
+def acceptance(finding: Finding, rules: Rules) -> Accepted | None:
+    """The rule that accepts a finding, the one that lasts longest; None for none.
+
+    An advisory about several faults is accepted by its own name, or if each of them is.
+    """
+    named = [rules.accepted.get(name.lower()) for name in finding.names]
+    own = [rule for rule in named if rule]
+    if own:
+        return max(own, key=lambda rule: rule.until)
+    parts = [rules.accepted.get(name.lower()) for name in finding.parts]
+    found = [rule for rule in parts if rule]
+    if found and len(found) == len(parts):
+        return min(found, key=lambda rule: rule.until)
+    return None
+
+
+def unchecked_packages(
+    found: Iterable[Component], read: Advisories, release: str,
+) -> dict[str, int]:
+    """Ecosystem -> how many packages are of it, where the file has nothing about that ecosystem."""
+    counts: dict[str, int] = {}
+    for component in found:
+        ecosystems = [ecosystem for ecosystem, _ in keys_of(component, release)]
+        if ecosystems and not read.ecosystems.intersection(ecosystems):
+            counts[ecosystems[0]] = counts.get(ecosystems[0], 0) + 1
+    return counts
 
 
 def release_of(document: dict[str, Any]) -> str:
@@ -139,13 +171,14 @@ def check_licences(found: Iterable[Component], rules: Rules) -> list[LicenceFaul
 def as_text(report: Report, image_file: str) -> list[str]:
     """The report as lines for people."""
     lines = [image_file]
-    for finding in report.findings:
-        component = finding.component
-        also = f" ({', '.join(finding.names[1:])})" if finding.names[1:] else ""
+    findings = by_source(report.findings)
+    for who, finding in findings:
+        others = [*finding.names[1:], *finding.parts]
+        also = f" ({', '.join(others)})" if others else ""
         fixed = f"fixed in {finding.fixed}" if finding.fixed else "no fixed version"
         doubt = "; its versions can't be compared, look yourself" if finding.undecided else ""
         old = report.expired.get(finding.names[0])
-        lines.append(f"advisory  {component.name} {component.version}  {finding.names[0]}{also}  "
+        lines.append(f"advisory  {who}  {finding.names[0]}{also}  "
                      f"{finding.severity or 'severity unknown'}  {fixed}{doubt}")
         if finding.summary:
             lines.append(f"          {' '.join(finding.summary.split())[:160]}")
@@ -155,18 +188,34 @@ def as_text(report: Report, image_file: str) -> list[str]:
         component = fault.component
         why = "no rule is about it" if fault.verdict == UNKNOWN else f"rule '{fault.rule}'"
         source = "" if component.source == component.name else f" (source {component.source})"
-        lines.append(f"licence   {component.name} {component.version}{source}  "
+        lines.append(f"licence   {component.title} {component.version}{source}  "
                      f"{fault.licence}: {fault.verdict}, {why}")
-    for finding, reason in report.accepted:
-        lines.append(f"accepted  {finding.component.name} {finding.component.version}  "
-                     f"{finding.names[0]}: {reason}")
+    reasons = dict(report.accepted)
+    lines += [f"accepted  {who}  {finding.names[0]}: {reasons[finding]}"
+              for who, finding in by_source(reasons)]
     if report.checked is None:
         lines.append("advisories: not checked, no file was given (ADVISORIES=FILE)")
     else:
-        lines.append(f"advisories: {len(report.findings)} to report; {report.checked}")
+        lines += [f"advisories: NOT CHECKED are {count} packages, the file has nothing about "
+                  f"{ecosystem}" for ecosystem, count in report.unchecked.items()]
+        lines.append(f"advisories: {len(findings)} to report; {report.checked}")
     lines.append(f"licences: {len(report.licences)} to report" if report.licences
                  else "licences: every one is allowed")
     return lines
+
+
+def by_source(findings: Iterable[Finding]) -> list[tuple[str, Finding]]:
+    """(who it is about, finding) each; Debian's packages of one source are one line."""
+    groups: dict[tuple[str, ...], tuple[Finding, list[str]]] = {}
+    for finding in findings:
+        c = finding.component
+        who = (c.source, c.source_version) if c.kind == "deb" else (c.title, c.version)
+        groups.setdefault((c.kind, *who, *finding.names), (finding, []))[1].append(c.name)
+    rows = []
+    for (kind, name, version, *_), (finding, names) in groups.items():
+        binaries = f" ({', '.join(names)})" if kind == "deb" and names != [name] else ""
+        rows.append((f"{name} {version}{binaries}", finding))
+    return rows
 
 
 def as_json(report: Report, image_file: str) -> dict[str, Any]:
@@ -176,12 +225,13 @@ def as_json(report: Report, image_file: str) -> dict[str, Any]:
         return {"package": component.name, "version": component.version,
                 "ecosystem": component.ecosystem, "source": component.source,
                 "place": component.place, "id": finding.names[0],
-                "aliases": list(finding.names[1:]), "severity": finding.severity,
-                "fixed": finding.fixed, "summary": finding.summary,
-                "undecided": finding.undecided}
+                "aliases": list(finding.names[1:]), "parts": list(finding.parts),
+                "severity": finding.severity, "fixed": finding.fixed,
+                "summary": finding.summary, "undecided": finding.undecided}
 
     return {
         "image": image_file, "advisories_checked": report.checked is not None,
+        "unchecked": report.unchecked,
         "advisories": [entry(finding) | (
             {"expired": report.expired[finding.names[0]]}
             if finding.names[0] in report.expired else {}) for finding in report.findings],

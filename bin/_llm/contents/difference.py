@@ -178,13 +178,8 @@ def versions_of(found: Sequence[Component]) -> dict[tuple[str, str], str]:
     """(ecosystem, name and place) -> version; several of the same name are joined."""
     versions: dict[tuple[str, str], list[str]] = {}
     for component in found:
-        versions.setdefault((component.ecosystem, name_of(component)), []).append(component.version)
+        versions.setdefault((component.ecosystem, component.title), []).append(component.version)
     return {key: ", ".join(sorted(values)) for key, values in versions.items()}
-
-
-def name_of(component: Component) -> str:
-    """A package's name, and where it lies if it is a part of another."""
-    return f"{component.name} (in {component.place})" if component.place else component.name
 
 
 def size_changes(a: Sequence[Component], b: Sequence[Component]) -> list[tuple[str, int, int]]:
@@ -192,7 +187,7 @@ def size_changes(a: Sequence[Component], b: Sequence[Component]) -> list[tuple[s
     sizes: list[dict[tuple[str, str], int]] = [{}, {}]
     for found, part in zip((a, b), sizes):
         for component in found:
-            key = component.ecosystem, name_of(component)
+            key = component.ecosystem, component.title
             part[key] = part.get(key, 0) + component.size
     rows = [(key[1], sizes[0].get(key, 0), sizes[1].get(key, 0))
             for key in sizes[0].keys() | sizes[1].keys()]

@@ -10,10 +10,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from _llm.contents.choose import add_choice, choose
-from _llm.contents.software import list_from_files, list_in, load_list
+from _llm.contents.choose import add_choice, choose, is_list
+from _llm.contents.software import list_of, load_list
 from _llm.errors import LLMError
 from _llm.files import write_text
 from _llm.image import end_like_ctrl_c
@@ -30,14 +29,10 @@ def main(arguments: Sequence[str]) -> int:
     output = os.path.expanduser(options.output)
     check_output(output)
     image_file = choose(options, "sbom")
-    if image_file.endswith(".json"):
+    if is_list(image_file):
         raise LLMError(f"{image_file} is a list of software already", "sbom reads an image",
                        "make sbom IMAGE=llm VARIANT=cpu")
-    data = list_in(image_file)
-    if data is None:
-        print(f"sbom: note: {image_file} carries no list of its software; reading its files",
-              file=sys.stderr)
-        data = list_from_files(image_file)
+    data = list_of(image_file, "sbom")
     load_list(data, image_file)
     if output:
         write_text(output, data.decode("utf-8"))
@@ -57,17 +52,3 @@ def check_output(output: str) -> None:
     if not os.path.isdir(folder):
         raise LLMError(f"there is no folder '{folder}'", "OUTPUT is to be written there",
                        f"mkdir -p '{folder}'")
-
-
-def read_sbom(image_file: str) -> dict[str, Any]:
-    """Return the list that an image carries.
-
-    Raises LLMError for an image without one, for a damaged image and for a list that is no
-    CycloneDX JSON.
-    """
-    data = list_in(image_file)
-    if data is None:
-        raise LLMError(f"{image_file} carries no list of its software",
-                       "images built before version 0.2, and others' images, have none",
-                       "build it again; `make sbom` makes the list from the image's files")
-    return load_list(data, image_file)

@@ -49,9 +49,9 @@ def main(arguments: Sequence[str]) -> int:
                          for c in top]}, indent=1))
         return 0
     print(f"{image_file}")
-    width = max([len(label(c)) for c in top] or [1])
-    for component in top:
-        name = shown(label(component))
+    names = [shown(f"{c.title} {c.version}") for c in top]
+    width = max([len(name) for name in names] or [1])
+    for component, name in zip(top, names):
         print(f"{human(component.size):>10}  {name:<{width}}  {component.ecosystem}")
     if len(top) < len(found):
         print(f"{human(sum(c.size for c in found[len(top):])):>10}  "
@@ -63,12 +63,6 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{human(unowned):>10}  files of no package")
     print(f"{human(whole):>10}  in all")
     return 0
-
-
-def label(component: Component) -> str:
-    """A package's name and version, and where it lies if it is a part of another."""
-    inside = f" (in {component.place})" if component.place else ""
-    return f"{component.name} {component.version}{inside}"
 
 
 def biggest_first(found: Iterable[Component]) -> list[Component]:

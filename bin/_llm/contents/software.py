@@ -39,6 +39,11 @@ class Component(NamedTuple):
     place: str
 
     @property
+    def title(self) -> str:
+        """Its name, and where it lies if it is a part of another package."""
+        return f"{self.name} (in {self.place})" if self.place else self.name
+
+    @property
     def ecosystem(self) -> str:
         """Debian, Python or other."""
         return ECOSYSTEMS.get(self.kind, self.kind)
@@ -49,14 +54,18 @@ def read_software(image_file: str, program: str) -> dict[str, Any]:
 
     program: who asks, for the note that this takes a while. Raises LLMError for a damaged image.
     """
-    if is_list(image_file):
-        return load_list(Path(image_file).read_bytes(), image_file)
+    data = Path(image_file).read_bytes() if is_list(image_file) else list_of(image_file, program)
+    return load_list(data, image_file)
+
+
+def list_of(image_file: str, program: str) -> bytes:
+    """The list that an image carries, made from its files where it carries none."""
     data = list_in(image_file)
     if data is None:
         print(f"{program}: note: {image_file} carries no list of its software; reading its files",
               file=sys.stderr)
         data = list_from_files(image_file)
-    return load_list(data, image_file)
+    return data
 
 
 def list_in(image_file: str) -> bytes | None:

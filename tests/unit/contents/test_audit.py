@@ -71,6 +71,35 @@ def test_accepted_until_a_day(advisories: str) -> None:
     assert audit.as_json(later, "")["advisories"][0]["expired"].startswith("accepted until")
 
 
+def test_what_no_advisory_of_the_file_is_about_is_not_called_clean(advisories: str) -> None:
+    document = listing(entry("other", licences=MIT), entry("libc6", "deb", MIT))
+    report = audit.audit(document, rules(), advisories, TODAY)
+    assert (report.findings, report.unchecked) == ([], {"Debian:12": 1})
+    assert "NOT CHECKED are 1 packages" in "\n".join(audit.as_text(report, ""))
+    assert audit.as_json(report, "")["unchecked"] == {"Debian:12": 1}
+
+
+def test_debians_packages_of_one_source_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "adv.json"
+    file.write_text(json.dumps({"id": "D-1", "upstream": ["CVE-1", "CVE-2"], "affected": [{
+        "package": {"ecosystem": "Debian:12", "name": "glibc"},
+        "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}]}]}]}))
+    facts = {"llm:source-package": "glibc", "llm:source-version": "2.36"}
+    document = listing(entry("libc6", "deb", MIT, **facts), entry("libc-bin", "deb", MIT, **facts))
+    report = audit.audit(document, rules(), str(file), TODAY)
+    assert len(report.findings) == 2
+    lines = [line for line in audit.as_text(report, "") if line.startswith("advisory")]
+    assert len(lines) == 1
+    assert lines[0].startswith("advisory  glibc 2.36 (libc-bin, libc6)  D-1 (CVE-1, CVE-2)")
+    # Whoever accepts one of its faults has not accepted the other.
+    day = Accepted(TODAY, "harmless")
+    one = audit.audit(document, rules(accepted={"cve-1": day}), str(file), TODAY)
+    assert len(one.findings) == 2
+    both = audit.audit(document, rules(accepted={"cve-1": day, "cve-2": day}), str(file), TODAY)
+    assert (both.findings, len(both.accepted)) == ([], 2)
+    assert audit.audit(document, rules(accepted={"d-1": day}), str(file), TODAY).findings == []
+
+
 def test_unfixed_and_unimportant(advisories: str) -> None:
     document = listing(entry("good", licences=MIT))
     assert not audit.audit(document, rules(unfixed=False), advisories, TODAY).findings
