@@ -85,6 +85,11 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def canonical(version: str) -> str:
+    """A version as locks write it: a file may be named 2024.02.02 (PEP 440)."""
+    return re.sub(r"(?<![0-9A-Za-z])0+(?=\d)", "", version.lower())
+
+
 def _platforms() -> list[str]:
     found = []
     for minor in range(GLIBC_MINOR, 4, -1):
@@ -127,10 +132,12 @@ def belongs_to(name: str, package: Locked) -> bool:
     """Whether a file's name says that it is of this package and version."""
     if name.endswith(".whl"):
         fields = name.split("-")
-        return normalized(fields[0]) == normalized(package.name) and fields[1] == package.version
+        return (normalized(fields[0]) == normalized(package.name) and len(fields) > 1
+                and canonical(fields[1]) == canonical(package.version))
     stem = next((name[:-len(end)] for end in SOURCE_ENDINGS if name.endswith(end)), "")
     project, _, version = stem.rpartition("-")
-    return normalized(project) == normalized(package.name) and version == package.version
+    return (normalized(project) == normalized(package.name)
+            and canonical(version) == canonical(package.version))
 
 
 def candidates(packages: store.Store, package: Locked) -> list[tuple[str, str]]:

@@ -79,6 +79,17 @@ def test_files_for_other_machines_do_not_fit(name: str) -> None:
     assert rank_of(name) is None
 
 
+@pytest.mark.parametrize("name, belongs", [
+    ("Some.Package-2024.02.02+cpu.0-py3-none-any.whl", True),
+    ("some_package-2024.2.2.tar.gz", False),
+    ("some-package-2024.02.2+cpu.0.tar.gz", True), ("some_package-2024.2.20+cpu.0.zip", False),
+    ("some_package_extra-2024.2.2+cpu.0-py3-none-any.whl", False), ("some_package.whl", False),
+])
+def test_a_files_name_tells_whose_it_is(name: str, belongs: bool) -> None:
+    package = python_files.Locked("some-package", "2024.2.2+cpu.0", frozenset())
+    assert python_files.belongs_to(name, package) == belongs
+
+
 def test_the_best_file_is_fetched_once(server: FileServer, tmp_path: Path) -> None:
     wheel, source, other = b"wheel", b"source", b"for another Python"
     offer(server, "simple", "some-package", {
