@@ -22,6 +22,7 @@ from _llm.images.catalog import Image  # noqa: E402
 from _llm.releasing import check, files, plan, release  # noqa: E402
 from _llm.signing.keys import load_keys  # noqa: E402
 
+KEYS = HOME / "tests/unit/signing/keys"
 TINY = "images/tiny-0123456789ab"
 
 
@@ -40,12 +41,10 @@ def tool(program: str, *words: str, home: Path = HOME, alone: bool = False, **en
 
 
 def new_key(folder: Path, name: str) -> Path:
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True,
-                   capture_output=True)
-    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True,
-                   capture_output=True)
-    return private
+    """Return a private key; NAME.pub.pem beside it is its public half."""
+    kind = {"release": "ed25519", "other": "rsa", "k": "ec"}[name]
+    shutil.copy(KEYS / f"{kind}.pub", folder / f"{name}.pub.pem")
+    return Path(shutil.copy(KEYS / f"{kind}.pem", folder / f"{name}.pem"))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from _llm.signing import check  # noqa: E402
 from _llm.signing import sign as sign_module  # noqa: E402
 from _llm.signing.check import check_signature  # noqa: E402
 from _llm.signing.sign import sign_image  # noqa: E402
+from _llm.signing.signatures import read_signatures  # noqa: E402
 
 KEYS = REPOSITORY / "tests" / "unit" / "signing" / "keys"
 ONCE = "57611CD8E08DAFA6D53AB5A04EF38F18E14E9703"
@@ -517,3 +519,21 @@ def test_an_end_during_the_copy(
     with pytest.raises(expected):
         sign_image(program, image, key("ec.pem"), "")
     assert image.read_bytes() == unsigned.read_bytes() and others(image) == []
+
+
+def test_signed_twice_at_the_same_time(
+    program: str, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signature is lost without a word."""
+    check_copy = sign_module._check_copy
+
+    def slowly(*arguments: Any) -> None:
+        check_copy(*arguments)
+        monkeypatch.setattr(sign_module, "_check_copy", check_copy)
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # another process
+        sign_image(program, image, key("rsa.pem"), "")
+
+    monkeypatch.setattr(sign_module, "_check_copy", slowly)
+    with pytest.raises(LLMError, match="was changed while a copy of it was signed"):
+        sign_image(program, image, key("ec.pem"), "")
+    assert len(read_signatures(str(image))) == 1 and others(image) == []

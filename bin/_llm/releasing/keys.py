@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from _llm.releasing.manifest import MANIFEST, SUMS
 from _llm.signing import openpgp
 from _llm.signing.check import clean_environment, private_folder, verify
 from _llm.signing.keys import Key
+from _llm.signing.openssl import public_half
 from _llm.signing.sign import choose_signer, sign_image
 
 GENERIC = 0x4007
@@ -38,21 +38,9 @@ def public_key(apptainer: str, key: str, signer: str) -> tuple[str, bytes]:
     key: path of a private key in PEM, "" for the PGP key that `signer` names.
     Raises LLMError where it can't be found out.
     """
-    if not key:
-        return "release.asc", _pgp_key(apptainer, signer)
-    # An Apptainer that `make setup` unpacked brought its own.
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), os.path.dirname(apptainer)])
-    program = shutil.which("openssl", path=path)
-    if not program:
-        raise LLMError("the public key of KEY is not known", "openssl would tell and is missing",
-                       "make release … ARGS='--public-key FILE'")
-    done = subprocess.run([program, "pkey", "-in", os.path.abspath(key), "-pubout"],
-                          capture_output=True, check=False)
-    if done.returncode or b"PUBLIC KEY" not in done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise LLMError(f"{key} is no private key", said[0],
-                       "KEY= is a PEM file: openssl genpkey -algorithm ed25519 -out release.pem")
-    return "release.pem", done.stdout
+    if key:
+        return "release.pem", public_half(apptainer, key)
+    return "release.asc", _pgp_key(apptainer, signer)
 
 
 def keyring() -> Path:

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,11 +24,13 @@ from _llm import setup
 from _llm.errors import LLMError
 from _llm.gpus import find_gpus, variants_for
 from _llm.image import HOME, end_like_ctrl_c
+from _llm.image_digest import unchanged
 from _llm.lookup import find_image, image_folders, is_path
 from _llm.settings import VARIANTS, load_settings
 from _llm.sif import SIGNATURE, DamagedError, object_sha256, payload_digest, read_objects
 from _llm.signing import check
 from _llm.signing.keys import MOST_BYTES, Key, load_keys
+from _llm.signing.openssl import public_half
 from _llm.signing.signatures import Signature, read_signatures
 
 # "0) User: Ann (comment) <ann@example.org>", "Fingerprint: 0E24...": `apptainer key list`.
@@ -95,6 +96,7 @@ def sign_image(apptainer: str, path: Path, key: str, signer: str) -> None:
                        "of Apptainer's keyring", "give one of them")
     path = Path(os.path.realpath(path))
     try:
+        status = path.stat()
         objects = [item for item in read_objects(str(path)) if item.type != SIGNATURE]
         before = read_signatures(str(path))
     except (DamagedError, OSError) as error:
@@ -118,16 +120,33 @@ def sign_image(apptainer: str, path: Path, key: str, signer: str) -> None:
             "get or build the image again; or, to sign it as it is now, take the signature off: "
             f"'{apptainer}' sif del {own[0].item.id} '{path}'",
         )
+    _replace_by_signed(apptainer, path, status, who, key, before)
+
+
+def _replace_by_signed(
+    apptainer: str,
+    path: Path,
+    status: os.stat_result,
+    who: Signer,
+    key: str,
+    before: Sequence[Signature],
+) -> None:
+    """Sign a copy and move it into the image's place.
+
+    status, before: of the image, and the signatures it has. Raises LLMError.
+    """
     copy = path.with_name(f".{path.name}.signing-{os.getpid()}")
     try:
         _copy(path, copy)
         _run_sign(apptainer, who, copy, path)
         _check_copy(apptainer, path, copy, who, key, before)
-        status = path.stat()
         copy.chmod(status.st_mode & 0o7777)
         with contextlib.suppress(OSError):  # only root may give files away
             os.chown(copy, status.st_uid, status.st_gid)
         _flush(copy)
+        if not unchanged(str(path), status):
+            raise LLMError(f"the image {path} was changed while a copy of it was signed",
+                           "perhaps somebody else signed it at the same time", "sign it again")
         copy.replace(path)
         _flush(path.parent)
     except OSError as error:
@@ -248,22 +267,22 @@ def _check_copy(
         fault = check.words_of(done.stderr) if done.returncode else ""
     if not fault and key:
         with check.private_folder(str(path.parent)) as folder:
-            public = _public_key(key, folder)
+            public = _public_key(apptainer, key, folder)
             if public:
-                check.verify(apptainer, str(copy), [public], str(path.parent))
+                check.verify(apptainer, str(copy), public, str(path.parent))
     if fault:
         raise LLMError(f"the signature that Apptainer made by {who.name} would not hold", fault,
                        "use another key; the image is as it was")
 
 
-def _public_key(key: str, folder: str) -> Key | None:
-    """Return the public key of a private one, None where there is no openssl to tell it."""
-    program = shutil.which("openssl")
-    if not program:
-        return None
-    target = os.path.join(folder, "public.pem")
-    done = _run([program, "pkey", "-in", os.path.abspath(key), "-pubout", "-out", target])
-    return load_keys([target])[0] if done.returncode == 0 else None
+def _public_key(apptainer: str, key: str, folder: str) -> list[Key]:
+    """Return the public key of a private one, none where there is no openssl to tell it."""
+    target = Path(folder, "public.pem")
+    try:
+        target.write_bytes(public_half(apptainer, key))
+    except LLMError:
+        return []
+    return load_keys([str(target)])
 
 
 def _flush(path: Path) -> None:
