@@ -55,6 +55,7 @@ help: ## this list
 	  "  VARIANT=          cpu, cuda13, cuda12; empty: the site profile's, else by the GPU here" \
 	  "  BASE=             build on docker://NAME:TAG, oci-archive:FILE or an image file" \
 	  "  CUDA_ARCHITECTURES=  GPUs to compile for, such as '80 90'; empty: the profile's, else the GPU here" \
+	  "  COMPILED=1        'make verify-image' takes the compiled llama.cpp from the cache, as it is" \
 	  "  KEEP=1            'make lock' leaves versions that are locked already as they are" \
 	  "  ARCHIVE= CHECK=1  folder that 'make archive' fills (empty: the user's own); CHECK=1 only checks it" \
 	  "  PREFIX=/opt/llm   where 'make install' puts things; MODULEPATH= the modulefiles (PREFIX/modulefiles)" \
@@ -72,22 +73,22 @@ help: ## this list
 	  "  SUITE=            that cluster's Slurm from another Debian, such as trixie; empty: this machine's" \
 	  "  ARGS=             more options for pytest (test*), the benchmark (bench) or the box (cluster-*)" \
 	  "Environment: LLM_IMAGE_DIR (images), LLM_CACHE_DIR (downloads, compiled parts), LLM_BUILD_DIR" \
-	  "  (sandboxes), LLM_SITE (site profile), LLM_DEBIAN_MIRROR; docs/images.md explains them."
+	  "  (sandboxes), LLM_ARCHIVE_DIR (inputs), LLM_SITE (site profile), LLM_DEBIAN_MIRROR; docs/images.md explains them."
 
 setup: ## find Apptainer and the build tools, install what is missing, say what an administrator must do
 	@$(TOOL) setup
 
 image: setup ## build IMAGE for this machine (nothing to do: under a second)
-	@$(TOOL) image build --image '$(IMAGE)' --variant '$(VARIANT)' --base '$(BASE)' \
-	    --cuda-architectures '$(CUDA_ARCHITECTURES)'
+	@$(TOOL) image build --image $(call quoted,IMAGE) --variant '$(VARIANT)' \
+	    --base $(call quoted,BASE) --cuda-architectures '$(CUDA_ARCHITECTURES)'
 
 images: setup ## build every image in its cpu variant
 	@for name in $$($(TOOL) image list | cut -d' ' -f1); do \
 	    $(TOOL) image build --image "$$name" --variant cpu || exit; done
 
 verify-image: setup ## build IMAGE twice from nothing and compare every byte; names what differs
-	@$(TOOL) verify-image --image '$(IMAGE)' --variant '$(VARIANT)' \
-	    --cuda-architectures '$(CUDA_ARCHITECTURES)' $(if $(COMPILED),--compiled)
+	@$(TOOL) verify-image --image $(call quoted,IMAGE) --variant '$(VARIANT)' \
+	    --base $(call quoted,BASE) --cuda-architectures '$(CUDA_ARCHITECTURES)' $(if $(COMPILED),--compiled)
 
 # Their output may go to a file or another program: what setup says does not.
 diff-image: ## what differs between two images: A= and B= (packages, sizes, files)
@@ -109,8 +110,8 @@ audit: ## check IMAGE's software against an offline file of ADVISORIES and the l
 	    --rules $(call quoted,RULES) $(ARGS) $(call quoted,FILE)
 
 archive: setup ## keep every input of IMAGE by its hash in ARCHIVE, to build it without a network
-	@$(TOOL) archive --image '$(IMAGE)' --variant '$(VARIANT)' --archive $(call quoted,ARCHIVE) \
-	    --base '$(BASE)' $(if $(CHECK),--check)
+	@$(TOOL) archive --image $(call quoted,IMAGE) --variant '$(VARIANT)' \
+	    --archive $(call quoted,ARCHIVE) --base $(call quoted,BASE) $(if $(CHECK),--check)
 
 sign: setup ## sign IMAGE with KEY (a PEM file; empty: the PGP key SIGNER of Apptainer's keyring)
 	@$(TOOL) sign --image $(call quoted,IMAGE) --variant '$(VARIANT)' --key $(call typed,KEY) \

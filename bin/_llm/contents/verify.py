@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--image", default="llm", help="name: a folder of containers/")
     parser.add_argument("--variant", default="",
                         help="cpu, cuda13, cuda12; empty: for this machine")
+    parser.add_argument("--base", default="", help="as for make image")
     parser.add_argument("--cuda-architectures", default="", help="as for make image")
     parser.add_argument("--compiled", action="store_true",
                         help="don't compile llama.cpp anew, twice: take it from the cache")
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     status = 0
     for variant in wanted_variants(HOME / "containers", options.image, options.variant, settings):
         image = load_image(HOME / "containers", options.image, variant)
-        words = ["--image", image.name, "--variant", variant,
+        words = ["--image", image.name, "--variant", variant, "--base", options.base,
                  "--cuda-architectures", options.cuda_architectures]
         need = 2 * NEED_GIB.get(variant, 4) + (0 if options.compiled else COMPILING_GIB)
         with work_folder(os.environ, need) as work:
