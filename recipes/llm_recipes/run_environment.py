@@ -132,8 +132,8 @@ def files_sha256(folder: Path = RECIPES) -> str:
     for above, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name[:1] != "." and name != "__pycache__"]
         for name in names:
-            if name.endswith(CODE_SUFFIXES) and name[:1] != ".":
-                path = os.path.join(above, name)
+            path = os.path.join(above, name)
+            if name.endswith(CODE_SUFFIXES) and name[:1] != "." and os.path.isfile(path):
                 found.append((os.fsencode(os.path.relpath(path, root)), path))
     lines = sha256()
     for shown, path in sorted(found):

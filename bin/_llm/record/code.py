@@ -140,8 +140,9 @@ def _other_commit(commit: str, here: str, home: str) -> Finding:
     if done.returncode or done.stdout.strip() != b"commit":
         said = " ".join(done.stderr.decode(errors="replace").split())[:200]
         said = said if "dubious" in said or "safe" in said else "git here does not know it"
+        is_shallow = _git(home, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
         return Finding("code", GONE, f"commit {commit[:12]}; {differs}, and {said}",
-                       f"git -C '{home}' fetch --all")
+                       f"git -C '{home}' fetch --{'unshallow' if is_shallow else 'all'}")
     return Finding("code", OK, f"commit {commit[:12]}, copied out of this checkout ({differs})")
 
 

@@ -13,13 +13,15 @@ import os
 import re
 
 from _llm.record.finding import GONE, OTHER, UNKNOWN, Finding
-from _llm.record.reading import RECORD, Record, inputs, output_names
+from _llm.record.reading import RECORD, Record, inputs, output_names, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# Where a secret was: a whole value, a user of an address, a part of its query.
 HIDDEN = "***"
+HIDDEN_IN = re.compile(r"\*\*\*|.*(?::/{1,3}\*\*\*@|[?&;#][\w.-]+=\*\*\*).*", re.DOTALL)
 # Folders in which a recipe looks for what it has computed before: a replay must compute it.
 CACHES = ("cache",)
 # Also what is a line break to YAML, or begins a file.
@@ -78,13 +80,23 @@ def working_directory(record: Record, config: dict[str, Any], extra: list[str]) 
     return here, [Finding("folder", GONE if relative and not extra else UNKNOWN, text)]
 
 
-def secrets_in(config: dict[str, Any], extra: list[str]) -> list[Finding]:
-    """Return the options whose values the record hides, unless the user gives them."""
+def secrets_in(record: Record, config: dict[str, Any], extra: list[str]) -> list[Finding]:
+    """Return the options whose values the record hides, unless the user gives them.
+
+    They are taken out of `config`: a recipe never gets a stand-in for a secret.
+    """
+    named = record.data.get("config_hidden")
+    if not isinstance(named, list):  # an older record
+        named = [name for name, value in config.items()
+                 if any(isinstance(one, str) and HIDDEN_IN.fullmatch(one)
+                        for one in (value if isinstance(value, list) else [value]))]
     given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in extra}
-    hidden = [name for name, value in config.items()
-              if HIDDEN in (value if isinstance(value, list) else [value]) and name not in given]
+    hidden = [name for name in named if isinstance(name, str) and name in config]
+    for name in hidden:
+        del config[name]
+    hidden = [name for name in hidden if name not in given]
     fix = "give them again: llm-record replay RECORD -- " + " ".join(
-        f"--{name.replace('_', '-')} VALUE" for name in hidden)
+        f"--{plain(name).replace('_', '-')} VALUE" for name in hidden)
     text = f"the record hides the secret of {', '.join(hidden)}"
     return [Finding("config", OTHER, text, fix)] if hidden else []
 

@@ -2,7 +2,7 @@
 
 The recipes write these digests (recipes/llm_recipes/content_digest.py), with another Python and in
 an image; the host side must come to the same ones. Of a file it is the SHA-256 of its bytes; of a
-folder that of what `sha256sum -z` prints for its files. tests/images/test_replay.py compares both.
+folder that of what `sha256sum -z` prints for its files. tests/unit/record/test_content.py compares.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def files_sha256(folder: str) -> str:
     for above, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[:1] != "." and name != "__pycache__"]
         for name in names:
-            if name.endswith(CODE_SUFFIXES) and name[:1] != ".":
-                path = os.path.join(above, name)
+            path = os.path.join(above, name)
+            if name.endswith(CODE_SUFFIXES) and name[:1] != "." and os.path.isfile(path):
                 found.append((os.fsencode(os.path.relpath(path, folder)), path))
     for shown, path in sorted(found):
         lines.update(f"{file_sha256(path)}  ".encode() + shown + b"\0")

@@ -7,6 +7,7 @@ What can't be had is found before anything runs. The run itself is llm-run's, of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -84,25 +85,29 @@ def replay(record: Record, options: Options, settings: Settings, home: str) -> i
             "the recorded run can't be had, not even nearly",
             "\n       ".join(f.text for f in missing), "see: llm-record show --check RECORD",
         )
+    while not _take_folder(plan.folder, options.output):
+        plan = make_plan(record, options, settings, home)  # another replay was faster
     _say(f"replay of {record.path} into {plan.folder}")
     for finding in plan.findings:
         if finding.state != OK:
             _say(finding.lines())
-    if plan.code.commit:
-        copy_commit(plan.code.commit, home, plan.code.home)
-    _make_folder(os.path.dirname(plan.outputs[0]))
     try:
+        if plan.code.commit:
+            copy_commit(plan.code.commit, home, plan.code.home)
+        _make_folder(os.path.dirname(plan.outputs[0]))
         _make_folder(plan.scratch)
         write_text(plan.config_path, config_file(plan.config))
         status = run(plan, options.json)
     finally:
         shutil.rmtree(plan.scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds something
+            os.rmdir(plan.folder)
     made = _its_record(record, plan)
     if made is None or made.text("status") != "complete":
         said = f"its record says: {made.text('status')}" if made else "it left no record"
         raise LLMError(
             f"the replay ended with status {status} and without its results", said,
-            f"its messages stand above; what it left is in {plan.folder}",
+            f"its messages stand above; {_left(plan)}",
         )
     found = compare.compare(record, made, options.tolerance)
     link_back(record, made, found)
@@ -135,7 +140,7 @@ def make_plan(record: Record, options: Options, settings: Settings, home: str) -
         text = "no configuration" if not config else "no output that could go elsewhere"
         findings.append(Finding("config", GONE, f"the record has {text}"))
     cwd, more = working_directory(record, config, options.extra)
-    findings += [*more, *secrets_in(config, options.extra)]
+    findings += [*more, *secrets_in(record, config, options.extra)]
     variant = Image(image).variant if image else ""
     launch, more = launch_options(record, dict(os.environ), variant)
     env, others = variables(record, dict(os.environ))
@@ -181,27 +186,28 @@ def run(plan: Plan, quiet: bool) -> int:
 
     quiet: standard output is for the answer alone. Raises KeyboardInterrupt where Ctrl-C ended it.
     """
-    process = subprocess.Popen(plan.words, cwd=plan.cwd, env=plan.env,
-                               stdout=sys.stderr if quiet else None)
     # Ctrl-C reaches the program too, which ends in its own way; this one waits for that.
     interrupted = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT:
             interrupted.append(number)
-        else:
+        for process in started if number != signal.SIGINT else ():
             process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on)
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        status = process.wait()
+        started.append(subprocess.Popen(plan.words, cwd=plan.cwd, env=plan.env,
+                                        stdout=sys.stderr if quiet else None))
+        status = started[0].wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if interrupted and status in (-signal.SIGINT, 128 + signal.SIGINT):
-        _say(f"interrupted; what the replay wrote is in {plan.folder}")
+        _say(f"interrupted; {_left(plan)}")
         raise KeyboardInterrupt
     return status if status >= 0 else 128 - status
 
@@ -229,12 +235,34 @@ def _its_record(record: Record, plan: Plan) -> Record | None:
     return None
 
 
+def _left(plan: Plan) -> str:
+    """Say what a replay that did not get to its end leaves."""
+    is_there = os.path.isdir(plan.folder) and os.listdir(plan.folder)
+    return f"what it wrote is in {plan.folder}" if is_there else "it wrote nothing"
+
+
+def _take_folder(folder: str, asked: str | None) -> bool:
+    """Make the folder of a replay, so that it is this one's; False if another has it by now."""
+    _make_folder(os.path.dirname(folder))
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return asked is not None  # an empty one may be given
+    except OSError as error:
+        raise _no_folder(folder, error) from None
+    return True
+
+
 def _make_folder(folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise LLMError(f"the folder {folder} can't be made", error.strerror or str(error),
-                       "name another one: --output FOLDER") from None
+        raise _no_folder(folder, error) from None
+
+
+def _no_folder(folder: str, error: OSError) -> LLMError:
+    return LLMError(f"the folder {folder} can't be made", error.strerror or str(error),
+                    "name another one: --output FOLDER")
 
 
 def _tell(record: Record, options: Options, plan: Plan, goes_on: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from _llm.record.configuration import HIDDEN
 from _llm.record.finding import GONE, OTHER, UNKNOWN, Finding
 from _llm.record.reading import Record, plain
 from _llm.slurm import job_nodes
@@ -41,8 +42,12 @@ def variables(record: Record, env: Mapping[str, str]) -> tuple[dict[str, str], l
     if not isinstance(recorded, dict):
         text = "the record has no variables: those that are set here hold"
         return made, [Finding("variables", UNKNOWN, text)]
+    # What hides a secret stays as it is here.
+    mine = {name: env[name] for name, value in recorded.items()
+            if name in env and isinstance(value, str) and HIDDEN in value}
     wanted = {name: value for name, value in recorded.items()
-              if isinstance(value, str) and "\0" not in value and counts(name)}
+              if isinstance(value, str) and "\0" not in value and HIDDEN not in value
+              and counts(name)} | mine
     changes = []
     for name in sorted({*wanted, *filter(counts, env)}):
         old, new = env.get(name), wanted.get(name)
@@ -83,21 +88,20 @@ def launch_options(record: Record, env: Mapping[str, str], variant: str) -> \
         words.append("--torchrun")
         if _count(launch, "nproc_per_node"):
             words += ["--nproc-per-node", str(_count(launch, "nproc_per_node"))]
-    own = launch.get("env")
-    for name, value in own.items() if isinstance(own, dict) else ():
-        if NAME.fullmatch(name) and isinstance(value, str) and "\0" not in value:
-            words += ["--env", f"{name}={value}"]
+    more, findings = _own_variables(launch.get("env"), env)
+    words += more
     nodes, tasks = _count(launch, "nodes") or 1, _count(launch, "tasks_per_node") or 1
     if tasks > 1 and launch.get("torchrun") is not True:
         words += ["--tasks-per-node", str(tasks)]
     here = job_nodes(env) if env.get("SLURM_JOB_ID") else 0
     needs_job = nodes > 1 or "--tasks-per-node" in words
     if here == nodes or (not here and not needs_job):
-        return words, []
+        return words, findings
     asked = f"--nodes={nodes}" + (f" --ntasks-per-node={tasks}" if tasks > 1 else "")
     there = f"this job has {here}" if here else "this is no job"
-    return words, [Finding("launch", OTHER, f"it ran on {nodes} node{'s' * (nodes > 1)}; {there}",
-                           f"salloc {asked} llm-record replay {plain(record.path)}")]
+    text = f"it ran on {nodes} node{'s' * (nodes > 1)}; {there}"
+    fix = f"salloc {asked} llm-record replay {plain(record.path)}"
+    return words, [*findings, Finding("launch", OTHER, text, fix)]
 
 
 def hardware(record: Record, now: Mapping[str, object]) -> list[str]:
@@ -128,6 +132,23 @@ def counts(name: str) -> bool:
     """Say whether a variable belongs to a run: not to a host, a job or a user."""
     return bool(NAME.fullmatch(name) and CHANGES_A_RUN.fullmatch(name)
                 and not OF_A_HOST.fullmatch(name))
+
+
+def _own_variables(own: object, env: Mapping[str, str]) -> tuple[list[str], list[Finding]]:
+    """Return the --env options of a run; one with a secret in it has to be set here."""
+    words, hidden = [], []
+    for name, value in own.items() if isinstance(own, dict) else ():
+        if not NAME.fullmatch(name) or not isinstance(value, str) or "\0" in value:
+            continue
+        if HIDDEN in value and name not in env:
+            hidden.append(name)
+        else:
+            words += ["--env", f"{name}={env[name] if HIDDEN in value else value}"]
+    if not hidden:
+        return words, []
+    text = f"the record hides what --env gave to {', '.join(hidden)}"
+    fix = "; ".join(f"export {name}=VALUE" for name in hidden)
+    return words, [Finding("launch", OTHER, text, fix)]
 
 
 def _count(launch: dict[str, object], name: str) -> int:

@@ -73,7 +73,18 @@ def test_the_recorded_folder_is_used_and_one_that_is_gone_is_named(tmp_path: Pat
 
 
 def test_a_hidden_secret_must_be_given_again() -> None:
-    config = {"api_key": "***", "words": ["a", "***"], "model": "m"}
-    (found,) = secrets_in(config, [])
-    assert "api_key, words" in found.text and "--api-key VALUE" in found.fix
-    assert secrets_in(config, ["--api-key=x", "--words", "y"]) == []
+    config = {"api_key": "***", "words": ["a", "***"], "model": "m", "data": "https://***@h/f",
+              "url": "https://h/f?token=***&x=1", "prompt": "what is ***x***?"}
+    (found,) = secrets_in(record(), dict(config), [])
+    assert "api_key, words, data, url" in found.text and "--api-key VALUE" in found.fix
+    given = ["--api-key=x", "--words", "y", "--data=z", "--url", "u"]
+    assert secrets_in(record(), config, given) == []
+    assert config == {"model": "m", "prompt": "what is ***x***?"}  # no recipe gets a stand-in
+
+
+def test_a_record_says_itself_what_it_hides() -> None:
+    config: dict[str, Any] = {"stop": "***", "key": {"a": "***"}}
+    (found,) = secrets_in(record(config_hidden=["key", "gone", 7]), config, [])
+    assert found.text == "the record hides the secret of key"
+    assert config == {"stop": "***"}
+    assert secrets_in(record(config_hidden=[]), config, []) == []

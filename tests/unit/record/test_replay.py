@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from git_folders import git
 
+from _llm.record.replay import _take_folder
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 # The library of this repository, as if it lay in the checkout of the test.
 PROGRAM = """
@@ -150,6 +152,7 @@ def test_a_run_that_fails_is_no_result(
 ) -> None:
     done = llm_record("replay", record_file, FAIL="1")
     assert done.returncode == 2 and "ended with status 3" in done.stderr
+    assert "it wrote nothing" in done.stderr and not list(run_folder.glob("*replay*"))
     template = json.loads(llm_record.env["RECORD_TEMPLATE"])
     template["status"] = "interrupted"
     done = llm_record("replay", record_file, RECORD_TEMPLATE=json.dumps(template))
@@ -159,15 +162,18 @@ def test_a_run_that_fails_is_no_result(
 def test_ctrl_c_reaches_the_run_and_what_it_wrote_stays(
     llm_record: Here, record_file: Path, run_folder: Path, checkout: Path
 ) -> None:
-    script = "#!/bin/sh\ntrap 'echo stopped > \"$F\"; exit 130' INT\ntouch \"$F\"\n" \
+    script = "#!/bin/sh\ntrap 'echo stopped > \"$F\"; exit 130' INT\n" \
+        "touch \"$LEFT\" \"$F\"\n" \
         "while :; do sleep 0.05; done\n"
     (checkout / "bin/llm-run").write_text(script)
     git(checkout, "commit", "-qam", "waits")
     change(record_file, code={**json.loads(record_file.read_text())["code"],
                               "commit": git(checkout, "rev-parse", "HEAD")})
     mark = run_folder / "mark"
+    left = run_folder / "answers.replay-1" / "left"
     process = subprocess.Popen(
-        [*llm_record.program, "replay", str(record_file)], env={**llm_record.env, "F": str(mark)},
+        [*llm_record.program, "replay", str(record_file)],
+        env={**llm_record.env, "F": str(mark), "LEFT": str(left)},
         stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 30
     while not mark.exists() and time.monotonic() < deadline:
@@ -175,8 +181,40 @@ def test_ctrl_c_reaches_the_run_and_what_it_wrote_stays(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
-    assert mark.read_text() == "stopped\n" and (run_folder / "answers.replay-1").is_dir()
+    assert mark.read_text() == "stopped\n" and left.exists() and str(left.parent) in err
     assert not os.listdir(Path(llm_record.env["LLM_CACHE_DIR"]) / "replays")
+
+
+def test_replays_at_once_have_folders_of_their_own(
+    llm_record: Here, record_file: Path, run_folder: Path
+) -> None:
+    command = [*llm_record.program, "replay", str(record_file)]
+    all_of_them = [subprocess.Popen(command, env=llm_record.env, stderr=subprocess.PIPE,
+                                    stdout=subprocess.DEVNULL, text=True) for _ in range(3)]
+    for process in all_of_them:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert len(list(run_folder.glob("answers.replay-*/answers.run.json"))) == 3
+
+
+def test_a_folder_that_another_replay_took_is_left_to_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "a" / "x.replay-1")
+    assert _take_folder(path, None) and not _take_folder(path, None)
+    assert _take_folder(path, path)  # one that the user names may be there, and is empty
+
+
+def test_a_hidden_secret_stops_a_replay(
+    llm_record: Here, record_file: Path, run_folder: Path
+) -> None:
+    config = json.loads(record_file.read_text())["config"]
+    config |= {"key": "***", "prompts": str(run_folder / "prompts.txt")}
+    change(record_file, config=config, config_hidden=["key"])
+    done = llm_record("replay", record_file)
+    assert done.returncode == 2 and "the record hides the secret of key" in done.stderr
+    assert "llm-record replay RECORD -- --key VALUE" in done.stderr
+    llm_record("replay", record_file, "--", "--key", "x")
+    made = json.loads((run_folder / "answers.replay-1/answers.run.json").read_text())
+    assert "key" not in made["config"]  # only the user's own value
 
 
 def test_a_folder_that_can_not_be_made(

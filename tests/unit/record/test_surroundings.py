@@ -83,3 +83,14 @@ def test_hardware_that_differs_is_listed() -> None:
     then = {"cpus": 8, "gpus": ["H100"], "driver": None, "kernel": "6.1", "cpu_model": "A"}
     now = {"cpus": 4, "gpus": [], "driver": "", "cpu_model": "A"}
     assert hardware(record(host=then), now) == ["cpus: 8 -> 4", 'gpus: ["H100"] -> []']
+
+
+def test_a_hidden_secret_is_never_handed_on() -> None:
+    env = {"OMP_A": "http://me:x@h", "URL": "http://me:y@h"}
+    recorded = {"OMP_A": "http://***@h", "OMP_B": "http://***@h"}
+    assert variables(record(environment=recorded), env) == (env, [])
+    launch = {**LAUNCH, "env": {"URL": "http://***@h", "OTHER": "***", "A": "1"}}
+    words, findings = launch_options(record(launch=launch), env, "cpu")
+    assert words == ["--env", "URL=http://me:y@h", "--env", "A=1"]
+    assert "OTHER" in findings[0].text and obstacles(findings) == findings
+    assert findings[0].fix == "export OTHER=VALUE"
