@@ -26,6 +26,7 @@ from _llm.files import write_text
 from _llm.images import build, needs, parallel, python_files, registry, store
 from _llm.images.catalog import Image, load_image
 from _llm.images.locks import read_apt_lock
+from _llm.locking import only_one
 from _llm.settings import load_settings
 
 SCHEMA = 1
@@ -122,7 +123,7 @@ def fill(
         if paths:
             print(f"archive: {label}: {len(paths)} files", flush=True)
     try:
-        with build.only_one(folder / ".lock"):
+        with only_one(folder / ".lock"):
             entries = write_index(folder, purposes)
     except OSError as error:
         raise store.not_writable(folder, error) from None

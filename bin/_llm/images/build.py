@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from _llm.images.inputs import DIGEST_LENGTH, digest_of, image_inputs, lock_date
 from _llm.images.pack import COMPRESSION, FIXED, pack
 from _llm.images.sbom import make_sbom
 from _llm.images.store import Store, make_store
+from _llm.locking import only_one
 
 # As apptainer(1) names them, without APPTAINER_ or SINGULARITY_.
 REGISTRY_VARIABLES = ("DOCKER_USERNAME", "DOCKER_PASSWORD", "NOHTTPS", "AUTHFILE")
@@ -333,33 +332,6 @@ def compile_llama(
         env = build_env(request, work, image)
         steps.make_sandbox(request.apptainer, image, definition, arguments, binds, work, env, log)
         llama_cpp.keep(work / "out", kept)
-
-
-@contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Hold a lock file; wait, and say so, while another build holds it.
-
-    Gives False where the file system knows no locks (Lustre without `flock`, NFS without lockd):
-    the build goes on, and two at once are each other's second copy.
-    """
-    try:
-        stream = open(path, "a")  # noqa: SIM115 - closed below
-    except PermissionError:
-        if not path.exists():
-            raise
-        stream = open(path)  # noqa: SIM115 - a colleague's
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"image: another build is under way ({path}); waiting for it", flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            print(f"image: note: no locks on this file system ({path}: {error.strerror})",
-                  flush=True)
-            yield False
-            return
-        yield True
 
 
 def remove_parts(images: Path, image: Image) -> None:

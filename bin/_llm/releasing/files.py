@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -154,26 +153,3 @@ def explain_full(folder: Path, fix: str) -> Iterator[None]:
             raise
         raise LLMError(f"there is no room left in {folder}", error.strerror or str(error),
                        fix) from None
-
-
-@contextmanager
-def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; wait, and say so, while another `what` is under way.
-
-    Where the file system knows no locks it goes on without.
-    """
-    try:
-        stream = open(path, "a")  # noqa: SIM115 - closed below
-    except PermissionError:
-        if not path.exists():
-            raise
-        stream = open(path)  # noqa: SIM115 - a colleague's
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{what}: another {what} is under way ({path}); waiting for it", flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield

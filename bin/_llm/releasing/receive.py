@@ -26,6 +26,7 @@ from _llm.errors import LLMError, report
 from _llm.files import write_text
 from _llm.image import end_like_ctrl_c
 from _llm.images.steps import set_link
+from _llm.locking import only_one
 from _llm.releasing import check, files, source
 from _llm.releasing.manifest import (
     MANIFEST,
@@ -155,7 +156,7 @@ def install_images(
 ) -> list[LLMError]:
     """Install what is not there yet. Return what is in the way; then nothing was installed."""
     images.mkdir(parents=True, exist_ok=True)
-    with files.only_one(images / ".import.lock", "import"):
+    with only_one(images / ".import.lock", "import", "import"):
         for part in images.glob(".import-*.part"):
             part.unlink()
         wanted, faults = [], []

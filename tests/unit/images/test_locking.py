@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from _llm.images.build import only_one, remove_parts
+from _llm.images.build import remove_parts
 from _llm.images.catalog import Image
+from _llm.locking import only_one
 
 
 def test_a_file_system_without_locks_does_not_stop_a_build(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from made import HOSTILE, SBOM, make, make_images, replace, rewrite, write_sif
 
+from _llm.locking import only_one
 from _llm.releasing import check, files, receive, source
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -393,7 +394,7 @@ def test_a_full_disk(
 
 def test_two_at_once(folder: Path, images: Path) -> None:
     images.mkdir(parents=True)
-    with files.only_one(images / ".import.lock", "import"):
+    with only_one(images / ".import.lock", "import", "import"):
         two = [subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True)
                for _ in range(2)]
         for process in two:
@@ -410,7 +411,7 @@ def test_two_at_once(folder: Path, images: Path) -> None:
 
 def test_ctrl_c_while_it_waits(folder: Path, images: Path) -> None:
     images.mkdir(parents=True)
-    with files.only_one(images / ".import.lock", "import"):
+    with only_one(images / ".import.lock", "import", "import"):
         process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True,
                                    stderr=subprocess.PIPE)
         assert process.stdout
