@@ -150,8 +150,10 @@ def _checked(path: str) -> Image:
             "give the path of a .sif file: llm-run --image /path/to/image.sif COMMAND",
         )
     try:
-        with open(real, "rb") as file:
-            head = file.read(SIF_MAGIC_AT + len(SIF_MAGIC))
+        head = b""
+        if os.path.isfile(real) or not os.path.exists(real):  # a pipe would be waited for
+            with open(real, "rb") as file:
+                head = file.read(SIF_MAGIC_AT + len(SIF_MAGIC))
     except OSError as error:
         raise LLMError(
             f"the image {real} cannot be read", error.strerror or str(error), f"ls -l '{real}'"

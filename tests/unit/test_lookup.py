@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,12 @@ def test_a_link_to_nothing(images: Path) -> None:
     with pytest.raises(LLMError, match="is a link to nothing"):
         find_image(str(images / "llm-cpu.sif"), [], ORDER, "")
     assert find_image("llm", [str(images)], ["cpu", "cuda12"], "").variant == "cuda12"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.sif")
+    with pytest.raises(LLMError, match="is no image"):
+        find_image(str(tmp_path / "pipe.sif"), [], ORDER, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/usr/bin/env run-singularity\n", b"x" * 1000])
