@@ -269,13 +269,22 @@ def unpack(file: Path, folder: Path) -> None:
 
 
 def _extract(archive: tarfile.TarFile, folder: Path) -> None:
-    """Extract without owners, special modes or anything that points outside the folder."""
+    """Extract without owners, special modes or anything that points outside the folder, also by a
+    link that another package made."""
+    root = os.path.realpath(folder) + os.sep
+
+    @functools.lru_cache(maxsize=1)  # files of a folder follow each other
+    def is_inside(parent: Path) -> bool:
+        return f"{os.path.realpath(parent)}{os.sep}".startswith(root)
+
     for member in archive.getmembers():
         path = os.path.normpath(member.name)
         if path.startswith(("..", "/")) or not (member.isfile() or member.isdir()
                                                 or member.issym() or member.islnk()):
             continue
-        target = folder / path
+        target, source_of_link = folder / path, folder / os.path.normpath(member.linkname)
+        if not is_inside(target.parent) or (member.islnk() and not is_inside(source_of_link)):
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.isdir():
             target.mkdir(exist_ok=True)
@@ -284,7 +293,7 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> None:
             target.symlink_to(member.linkname)
         elif member.islnk():
             target.unlink(missing_ok=True)
-            shutil.copy2(folder / os.path.normpath(member.linkname), target)
+            shutil.copy2(source_of_link, target)
         else:
             source = archive.extractfile(member)
             assert source is not None

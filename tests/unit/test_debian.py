@@ -52,6 +52,33 @@ def make_deb(path: Path, members: dict[str, bytes | str]) -> Path:
     return path
 
 
+def test_no_link_of_another_package_leads_outside(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    first = make_deb(tmp_path / "a.deb", {
+        "./doc/a": str(outside), "./doc/up": "../../outside", "./doc/same": "real",
+        "./secret": str(outside / "secret")})
+    unpack(first, root)
+    second = make_deb(tmp_path / "b.deb", {
+        "./doc/a/file": b"x", "./doc/up/new/file": b"x", "./doc/real/one": b"1",
+        "./doc/same/two": b"2"})
+    unpack(second, root)
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+    assert sorted(path.name for path in (root / "doc/real").iterdir()) == ["one", "two"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, target in (("./x", "./secret"), ("./y", "../outside/secret"),
+                             ("./z", "./doc/real/one")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            archive.addfile(info)
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as archive:
+        debian._extract(archive, root)
+    assert not (root / "x").exists() and not (root / "y").exists()
+    assert (root / "z").read_bytes() == b"1"
+
+
 def test_unpacks_files_and_links_without_special_modes(tmp_path: Path) -> None:
     deb = make_deb(tmp_path / "hello.deb", {"./usr/bin/hello": b"#!/bin/sh\n",
                                             "./usr/bin/hi": "hello", "./usr/share/é ü": b"x"})
