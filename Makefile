@@ -96,16 +96,13 @@ diff-image: ## what differs between two images: A= and B= (packages, sizes, file
 	@$(TOOL) diff-image $(call quoted,A) $(call quoted,B) $(ARGS)
 
 sbom: ## write IMAGE's list of software (CycloneDX) to OUTPUT, or print it
-	@$(TOOL) setup >&2
 	@$(TOOL) sbom --image '$(IMAGE)' --variant '$(VARIANT)' --output $(call quoted,OUTPUT) \
 	    $(call quoted,FILE)
 
 sizes: ## how many bytes each package takes in IMAGE
-	@$(TOOL) setup >&2
 	@$(TOOL) sizes --image '$(IMAGE)' --variant '$(VARIANT)' $(ARGS) $(call quoted,FILE)
 
 audit: ## check IMAGE's software against an offline file of ADVISORIES and the licence RULES
-	@$(TOOL) setup >&2
 	@$(TOOL) audit --image '$(IMAGE)' --variant '$(VARIANT)' --advisories $(call quoted,ADVISORIES) \
 	    --rules $(call quoted,RULES) $(ARGS) $(call quoted,FILE)
 

@@ -31,7 +31,7 @@ HOST_PROGRAMS = frozenset(
     (
         *("apptainer", "cat", "cd", "cp", "echo", "export", "git", "grep", "ls", "mkdir", "paste"),
         *("module", "printf", "rm", "scp", "sed", "sort", "pip", "#!/bin/bash"),
-        *("cmp", "openssl", "rsync", "sha256sum", "tar"),
+        *("cmp", "curl", "openssl", "rsync", "sha256sum", "tar"),
         *("exit", "hostname", "scancel", "scontrol", "sinfo", "sleep", "squeue"),
     )
 )

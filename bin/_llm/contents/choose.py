@@ -57,6 +57,9 @@ def choose_image(wanted: str, variant: str, program: str) -> str:
     if variant and wanted in known and variants_of(containers, wanted):
         load_image(containers, wanted, variant)  # refuses what there isn't
         wanted = f"{wanted}-{variant}"
+    elif variant and wanted not in known:
+        # An installation has no folder containers.
+        wanted = f"{wanted}-{variant}"
     found = find_image(wanted, folders, variants_here(containers, wanted, settings), str(HOME)).path
     if split_name(wanted)[2] == "" and is_outdated(found, containers, settings):
         print(f"{program}: note: {found} was built from other inputs than the present ones; "

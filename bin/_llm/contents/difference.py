@@ -146,12 +146,8 @@ def compare(label: str, a: str, b: str, with_files: bool) -> Comparison:
     if files and (os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False)):
         return Comparison(label, a, b, SAME_BYTES, [], [], [], [], [], [], [])
     # Its digest leaves out who signed an image and when.
-    try:
-        same = files and is_sif(Path(a)) and is_sif(Path(b)) and (
-            sif.payload_digest(a) == sif.payload_digest(b))
-        other = other_differences(Path(a), Path(b))
-    except sif.DamagedError as error:
-        raise damaged(f"{a} or {b}", str(error)) from None
+    same = files and is_sif(Path(a)) and is_sif(Path(b)) and digest_of(a) == digest_of(b)
+    other = other_differences(Path(a), Path(b))
     if same:
         return Comparison(label, a, b, SAME_CONTENTS, [], [], [], [], [], [], other)
     lists = read_software(a, "diff-image"), read_software(b, "diff-image")
@@ -163,6 +159,14 @@ def compare(label: str, a: str, b: str, with_files: bool) -> Comparison:
     return Comparison(label, a, b, DIFFERENT, package_changes(*packages), size_changes(*packages),
                       total_changes((a, b), lists), changes_of(labels_of(a), labels_of(b)),
                       script_changes(*scripts), found, other)
+
+
+def digest_of(image_file: str) -> str:
+    """The digest of what an image holds. Raises LLMError for a damaged one."""
+    try:
+        return sif.payload_digest(image_file)
+    except sif.DamagedError as error:
+        raise damaged(image_file, str(error)) from None
 
 
 def package_changes(

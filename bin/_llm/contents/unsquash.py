@@ -47,7 +47,8 @@ def find_unsquashfs() -> str:
     if not found:
         raise LLMError("unsquashfs is missing", "it reads an image's files; Apptainer's own "
                        "packages bring it along",
-                       "an administrator installs the package squashfs-tools")
+                       "an administrator installs the package squashfs-tools; or, in a checkout: "
+                       "make setup")
     return found
 
 
