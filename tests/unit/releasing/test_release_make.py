@@ -86,8 +86,11 @@ def test_the_source_is_that_of_the_commit(tmp_path: Path) -> None:
     assert not os.access(top / "containers/base/apt.lock", os.X_OK)
 
 
-def test_a_changed_tree_is_known_by_every_kind_of_change(tmp_path: Path) -> None:
+def test_a_changed_tree_is_known_by_every_kind_of_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = make_checkout(tmp_path / "c")
+    monkeypatch.setattr(plan, "HOME", home)  # whose tags are looked at
     assert source.read_source(home, 0).changes == ()
     assert plan.tree_faults(source.read_source(home, 0), "1.2.0", False) == []
     (home / "new.py").write_text("")
