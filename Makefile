@@ -90,21 +90,22 @@ verify-image: setup ## build IMAGE twice from nothing and compare every byte; na
 	@$(TOOL) verify-image --image $(call quoted,IMAGE) --variant '$(VARIANT)' \
 	    --base $(call quoted,BASE) --cuda-architectures '$(CUDA_ARCHITECTURES)' $(if $(COMPILED),--compiled)
 
-# Their output may go to a file or another program: what setup says does not.
+# Its output may go to a file or another program: what setup says does not.
 diff-image: ## what differs between two images: A= and B= (packages, sizes, files)
 	@$(TOOL) setup >&2
 	@$(TOOL) diff-image $(call quoted,A) $(call quoted,B) $(ARGS)
 
 sbom: ## write IMAGE's list of software (CycloneDX) to OUTPUT, or print it
-	@$(TOOL) sbom --image '$(IMAGE)' --variant '$(VARIANT)' --output $(call quoted,OUTPUT) \
-	    $(call quoted,FILE)
+	@$(TOOL) sbom --image $(call quoted,IMAGE) --variant $(call quoted,VARIANT) \
+	    --output $(call quoted,OUTPUT) $(call quoted,FILE)
 
 sizes: ## how many bytes each package takes in IMAGE
-	@$(TOOL) sizes --image '$(IMAGE)' --variant '$(VARIANT)' $(ARGS) $(call quoted,FILE)
+	@$(TOOL) sizes --image $(call quoted,IMAGE) --variant $(call quoted,VARIANT) $(ARGS) $(call quoted,FILE)
 
 audit: ## check IMAGE's software against an offline file of ADVISORIES and the licence RULES
-	@$(TOOL) audit --image '$(IMAGE)' --variant '$(VARIANT)' --advisories $(call quoted,ADVISORIES) \
-	    --rules $(call quoted,RULES) $(ARGS) $(call quoted,FILE)
+	@$(TOOL) audit --image $(call quoted,IMAGE) --variant $(call quoted,VARIANT) \
+	    --advisories $(call quoted,ADVISORIES) --rules $(call quoted,RULES) $(ARGS) \
+	    $(call quoted,FILE)
 
 archive: setup ## keep every input of IMAGE by its hash in ARCHIVE, to build it without a network
 	@$(TOOL) archive --image $(call quoted,IMAGE) --variant '$(VARIANT)' \
