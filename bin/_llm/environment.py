@@ -67,10 +67,12 @@ CACHES_OF_USERS = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "TORCH_HOME"),
     *("MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
 )
-# As in recipes/llm_recipes/record.py.
-SECRET_WORDS = frozenset(
-    ("token", "secret", "password", "passwd", "passphrase", "credential", "credentials", "key")
-)
+# Kin of recipes/llm_recipes/run_secrets.py, which looks once more before a record is written.
+SECRET_WORDS = frozenset((
+    *("token", "secret", "password", "passwd", "passphrase", "credential", "credentials", "key"),
+    *("auth", "oauth", "authorization", "bearer", "cookie", "jwt", "pass"),
+))
+SECRET_ENDINGS = ("token", "secret", "password")
 SECRET_BEGINNINGS = ("hf_", "sk-", "ghp_", "github_pat_")
 LOCALES_OF_IMAGES = ("", "C", "POSIX", "C.UTF-8", "C.utf8")
 
@@ -201,7 +203,11 @@ def launch_variable(
 def is_secret(name: str, value: str) -> bool:
     """Say whether a variable holds something that no file must show, as far as its name tells."""
     words = name.lower().replace("apikey", "key").split("_")
-    return not SECRET_WORDS.isdisjoint(words) or value.startswith(SECRET_BEGINNINGS)
+    return (
+        not SECRET_WORDS.isdisjoint(words)
+        or any(word.endswith(SECRET_ENDINGS) for word in words)
+        or value.startswith(SECRET_BEGINNINGS)
+    )
 
 
 def json_object(items: Mapping[str, object]) -> str:

@@ -138,7 +138,7 @@ def test_values_of_env_are_written_as_json(home: Path, env: dict[str, str], imag
     }  # fmt: skip
     secrets = {
         "HF_TOKEN": "x", "OPENAI_API_KEY": "x", "WANDB_APIKEY": "x", "MY_PASSWORD": "x",
-        "OTHER": "hf_abc",
+        "OTHER": "hf_abc", "MY_HF_AUTH": "x", "HF_MYTOKEN": "x",
     }  # fmt: skip
     words = [w for n, v in {**values, **secrets}.items() for w in ("--env", f"{n}={v}")]
     assert launched(settings, env, images / "other.sif", *words)["env"] == values

@@ -208,7 +208,11 @@ def _state(name: str, before: object, after: object, tolerance: float) -> str:
     counts = all(isinstance(value, int) for value in numbers) and not SAID.search(name)
     if len(numbers) < 2 or not tolerance or counts:
         return OTHER
-    return CLOSE if math.isclose(*numbers, rel_tol=tolerance, abs_tol=1e-9) else OTHER
+    try:
+        is_close = math.isclose(*numbers, rel_tol=tolerance, abs_tol=1e-9)
+    except OverflowError:  # a whole number of hundreds of digits
+        is_close = False
+    return CLOSE if is_close else OTHER
 
 
 def _is_nan(value: object) -> bool:

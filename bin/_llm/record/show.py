@@ -32,6 +32,7 @@ LONGEST_VALUE = 200
 MOST_METRICS, MOST_RESULTS = 30, 10
 UNITS = (("bytes_per_s", "B/s"), ("_per_s", "/s"), ("_per_min", "/min"), ("_bytes", "B"),
          ("_s", "s"), ("_ms", "ms"))
+MOST = 10**300
 BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 COLUMNS = ("record", "recipe", "status", "started", "took", "image", "commit", "model")
 
@@ -251,7 +252,7 @@ def _results(record: Record) -> list[str]:
 
 
 def _size(count: float) -> str:
-    number = float(count)
+    number = float(min(max(count, -MOST), MOST))  # a damaged record may have any number
     for unit in BYTES:
         if abs(number) < 1024 or unit == BYTES[-1]:
             return f"{number:.4g} {unit}" if unit != "B" else f"{count:,} B"
