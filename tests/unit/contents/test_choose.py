@@ -36,13 +36,3 @@ def test_the_variant_counts_without_a_checkout(installation: Path) -> None:
         choose.choose_image("llm", "cuda12", "x")
     with pytest.raises(LLMError, match="more than one variant"):
         choose.choose_image("llm", "cpu,cuda13", "x")
-
-
-def test_images_of_a_release(installation: Path) -> None:
-    (installation / "llm-cpu-0123456789ab.sif").touch()
-    (installation / "base-0123456789ab.sif").touch()
-    (installation / ".hidden.sif").touch()
-    found = choose.images_of_release(str(installation))
-    assert {label: Path(path).name for label, path in found.items()} == {
-        "base": "base.sif", "llm-cpu": "llm-cpu.sif", "llm-cuda13": "llm-cuda13.sif"}
-    assert choose.images_of_release(str(installation.parent / "none")) == {}
