@@ -1,18 +1,20 @@
 """Records lead back: a recipe with its record's configuration does the same run, byte for byte.
 
 Each recipe runs as a user starts it, then once more with `--config` and nothing else. Only outputs
-have other names the second time. Recipes whose runs are long are stopped where their record begins.
+have other names the second time, and Python's hashes of texts are others: sets have another order.
+Recipes whose runs are long are stopped where their record begins.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import pytest
 pytest.importorskip("torch")
 
 from conftest import RECIPES, recipe_environment
+from warm_python import Runner, warm_python
 
 from llm_recipes.cli import call_with_arguments
 from llm_recipes.record import read_record
@@ -61,7 +64,11 @@ TRAIN = "--max-length 64 --max-steps 2 --global-batch 4 --batch-size 2 --learnin
 ANSWERS = "{stem}.run.json"
 STEPS = (
     Step("data/digits", "--output digits --train 64 --test 8"),
-    Step("data/tiny", "--output tiny --steps 2 --vocab-size 1024 --layers 1"),
+    Step(
+        "data/tiny",
+        "--output tiny --steps 2 --vocab-size 512 --layers 1 --hidden-size 32 --heads 2"
+        " --intermediate-size 64",
+    ),
     Step("data/prepare", f"--output prepared --model model {DATA} --prompts held.jsonl"),
     Step("finetune/sft", f"--output lora --model model {DATA} {TRAIN}"),
     Step("finetune/sft", f"--output full --model model {DATA} {TRAIN} --method full"),
@@ -94,7 +101,10 @@ STEPS = (
 )
 IN_THE_IMAGE = (
     Step("quantized/convert", "--output f16.gguf --model rows --type f16", ANSWERS, "-a.gguf"),
-    Step("quantized/quantize", "--output quants --model f16.gguf --types Q8_0 --speed false"),
+    Step(
+        "quantized/quantize",
+        "--output quants --model f16.gguf --types Q8_0 --speed false --chunks 2",
+    ),
     Step(
         "quantized/generate",
         "--output gguf.jsonl --model f16.gguf --prompts prompts.txt --max-new-tokens 4",
@@ -137,22 +147,45 @@ def place(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     return folder
 
 
-def start(
-    recipe: str, arguments: Sequence[str], place: Path, before: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run a recipe in the working directory."""
-    script = str(RECIPES / f"{recipe}.py")
+def environment(place: Path) -> dict[str, str]:
+    """That of a user whose caches are in the working directory."""
     cache = {"LLM_CACHE_DIR": str(place / "cache"), "XDG_CACHE_HOME": str(place / "cache")}
-    done = subprocess.run(
-        [sys.executable, *before, script, *arguments],
-        cwd=place,
-        env={**recipe_environment(), **cache, "LLM_HOME": str(RECIPES.parent)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{recipe}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
-    return done
+    return {**recipe_environment(), **cache, "LLM_HOME": str(RECIPES.parent)}
+
+
+@pytest.fixture(scope="module")
+def pythons(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runner, ...]]:
+    """Two that are warm: for a run, and for the same run again."""
+    with contextlib.ExitStack() as stack:
+        yield tuple(
+            stack.enter_context(
+                warm_python(
+                    place,
+                    {**environment(place), "PYTHONHASHSEED": seed},
+                    tmp_path_factory.mktemp("messages"),
+                )
+            )
+            for seed in ("1", "2")
+        )
+
+
+def start(step: Step, arguments: Sequence[str], place: Path, python: Runner) -> None:
+    """Run a recipe in the working directory."""
+    script = str(RECIPES / f"{step.recipe}.py")
+    before = PROCESSES.get(step.recipe)
+    if before:
+        command = [sys.executable, *before, script, *arguments]
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env=environment(place),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    else:
+        done = python(script, arguments)
+    assert done.returncode == 0, f"{step.recipe}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
 
 
 def function_of(recipe: str) -> Any:
@@ -174,10 +207,11 @@ def read_again(recipe: str, config: Mapping[str, Any], file: Path, capsys: Any) 
     return yaml.safe_load(capsys.readouterr().out)
 
 
-def run_twice(step: Step, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_twice(
+    step: Step, place: Path, pythons: tuple[Runner, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The records of a run and of one with its configuration and other outputs."""
-    before = PROCESSES.get(step.recipe, [])
-    start(step.recipe, step.line.split(), place, before)
+    start(step, step.line.split(), place, pythons[0])
 
     def record_of(output: str) -> dict[str, Any]:
         stem = output.removesuffix(".jsonl")
@@ -192,7 +226,7 @@ def run_twice(step: Step, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             config[name] = f"{Path(config[name]).stem}{step.after}"
     file = place / "again.json"
     file.write_text(json.dumps(config), encoding="utf-8")
-    start(step.recipe, ["--config", str(file)], place, before)
+    start(step, ["--config", str(file)], place, pythons[1])
     output = str(Path(config["output"]))
     second = record_of(output)
     assert {**second["config"], **dict.fromkeys(first["outputs"])} == {
@@ -202,9 +236,9 @@ def run_twice(step: Step, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return first, second
 
 
-def check(step: Step, place: Path) -> None:
+def check(step: Step, place: Path, pythons: tuple[Runner, ...]) -> None:
     """A run and its repetition leave the same."""
-    first, second = run_twice(step, place)
+    first, second = run_twice(step, place, pythons)
     parameters = inspect.signature(function_of(step.recipe)).parameters
     assert list(first["config"]) == list(parameters)
     assert set(first["outputs"]) <= set(parameters)
@@ -220,27 +254,35 @@ def check(step: Step, place: Path) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_the_same_run_again(step: Step, place: Path) -> None:
-    check(step, place)
+def test_the_same_run_again(step: Step, place: Path, pythons: tuple[Runner, ...]) -> None:
+    check(step, place, pythons)
 
 
 @pytest.mark.parametrize("step", IN_THE_IMAGE, ids=lambda step: step.name)
-def test_the_same_run_again_in_the_image(step: Step, place: Path, tiny_hf: Path) -> None:
+def test_the_same_run_again_in_the_image(
+    step: Step, place: Path, tiny_hf: Path, pythons: tuple[Runner, ...]
+) -> None:
     pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
     if not (place / "rows").exists():
         shutil.copytree(tiny_hf, place / "rows")
-    check(step, place)
+    check(step, place, pythons)
 
 
 @pytest.mark.parametrize("recipe", BEGUN)
 def test_configurations_of_long_runs(
-    recipe: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str,
+    place: Path,
+    pythons: tuple[Runner, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if recipe.startswith("quantized"):
         pytest.importorskip("llama_cpp", reason="llama.cpp is not here")
     stop = tmp_path / "stop.py"
     stop.write_text(UP_TO_THE_RECORD, encoding="utf-8")
-    done = start(recipe, BEGUN[recipe].split(), place, [str(stop)])
+    line = [str(RECIPES / f"{recipe}.py"), *BEGUN[recipe].split()]
+    done = pythons[0](str(stop), line)
+    assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads(done.stdout.splitlines()[-1])
     assert list(record["config"]) == list(inspect.signature(function_of(recipe)).parameters)
     assert record["deterministic"] is False

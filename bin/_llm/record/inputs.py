@@ -6,7 +6,7 @@ import os
 
 from _llm.record.content import content_digest
 from _llm.record.finding import GONE, OK, OTHER, UNKNOWN, Finding
-from _llm.record.reading import Record, inputs
+from _llm.record.reading import Record, inputs, output_names
 
 STANDARD_INPUT = "-"
 
@@ -20,6 +20,8 @@ def check_inputs(record: Record, cache: str) -> list[Finding]:
                                  "--best-effort < FILE gives it again"))
             continue
         where = path or _located(record, given)
+        if not path and where and _is_made(record, where):
+            continue
         if where:
             found.append(_check(part, where, content, cache))
         elif given:
@@ -38,6 +40,17 @@ def _located(record: Record, given: str) -> str:
     path = os.path.join(record.text("cwd"), os.path.expanduser(given))
     # OWNER/NAME may be a folder or the hub's; only what is there tells.
     return path if os.path.isabs(given) or os.path.exists(path) else ""
+
+
+def _is_made(record: Record, path: str) -> bool:
+    """Say whether the run made this itself: recipes that make models or data record them there."""
+    for name in output_names(record):
+        output = record.part("config").get(name)
+        if isinstance(output, str) and output:
+            made = os.path.abspath(os.path.join(record.text("cwd"), os.path.expanduser(output)))
+            if (os.path.abspath(path) + "/").startswith(made.rstrip("/") + "/"):
+                return True
+    return False
 
 
 def _check(part: str, path: str, content: str, cache: str) -> Finding:

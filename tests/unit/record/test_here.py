@@ -177,6 +177,20 @@ def test_inputs(data: dict[str, Any], run_folder: Path, tmp_path: Path) -> None:
     assert [one.state for one in check_inputs(several, cache)] == [OTHER, OTHER]
 
 
+def test_what_a_run_made_is_nothing_that_it_needs(tmp_path: Path) -> None:
+    """A folder that was moved away must not hinder the run that makes it again."""
+
+    def states(output: str, **part: str) -> list[str]:
+        data = {"config": {"output": output}, "cwd": str(tmp_path), "data": part}
+        found = check_inputs(Record("/runs/x.run.json", data, ""), str(tmp_path))
+        return [one.state for one in found]
+
+    assert states("m", path=f"{tmp_path}/m") == []
+    assert states(f"{tmp_path}/m", path=f"{tmp_path}/m/train.jsonl") == []
+    assert states("m", path=f"{tmp_path}/m2") == [GONE]
+    assert states("m", path="m", resolved=f"{tmp_path}/m") == [GONE]  # it was read
+
+
 def test_the_cache_is_believed_until_the_file_changes(tmp_path: Path) -> None:
     file, cache = tmp_path / "weights.bin", tmp_path / "cache"
     file.write_bytes(b"one")
