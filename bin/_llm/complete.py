@@ -42,8 +42,8 @@ def complete(program: str, words: list[str]) -> list[str]:
 
     words: those behind the program's name, the last one unfinished.
     """
-    options = options_of(program)
     commands = commands_of(program)
+    options = options_of(program, words[0] if words else "")
     if commands and len(words) == 1 and not words[0].startswith("-"):
         return names(commands, words[0])
     position = 0
@@ -88,10 +88,15 @@ def complete(program: str, words: list[str]) -> list[str]:
     return ["words"]
 
 
-def options_of(program: str) -> dict[str, str]:
-    """Return option -> what it takes. Raises KeyError for an unknown program."""
+def options_of(program: str, command: str = "") -> dict[str, str]:
+    """Return option -> what it takes. Raises KeyError for an unknown program.
+
+    command: of the program; options of its other commands are left out.
+    """
     module = __import__(PROGRAMS[program], fromlist=["OPTIONS"])
-    hidden = getattr(module, "HIDDEN", ())
+    only_for = getattr(module, "ONLY_FOR", {})
+    others = [names for name, names in only_for.items() if command in only_for and name != command]
+    hidden = {*getattr(module, "HIDDEN", ()), *(name for names in others for name in names)}
     return {name: takes for name, takes in module.OPTIONS.items() if name not in hidden}
 
 

@@ -38,6 +38,8 @@ def test_a_command_comes_first_and_then_options_and_files() -> None:
     assert ask("replay", "runs/ba", program="llm-record") == ["files"]
     assert ask("show", "a", "b", "--ch", program="llm-record") == ["words", "--check"]
     assert ask("replay", "a", "--output", "", program="llm-record") == ["files"]
+    assert ask("show", "--o", program="llm-record") == ["words"]  # it is for replay
+    assert ask("replay", "--o", program="llm-record") == ["words", "--output"]
 
 
 def test_names_of_images_and_sites() -> None:
