@@ -281,7 +281,7 @@ def test_an_interrupted_build_leaves_no_image_and_the_next_one_works(
 ) -> None:
     definition = request_.containers / "tiny/image.def"
     marker = tmp_path / "work"
-    definition.write_text(DEFINITION.format(post="touch /mnt/reached; sleep 300"))
+    definition.write_text(DEFINITION.format(post="touch /mnt/reached; sleep 60"))
     process = start(request_)
     deadline = time.monotonic() + 120
     while not list(marker.glob("*/staging/reached")) and time.monotonic() < deadline:
