@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from llm_recipes import run_environment
 from llm_recipes.files import write_text
-from llm_recipes.run_secrets import hidden_options, plain, without_secrets
+from llm_recipes.run_secrets import (
+    hidden_options,
+    plain,
+    without_passwords_within,
+    without_secrets,
+)
 from llm_recipes.say import say
 
 if TYPE_CHECKING:
@@ -182,6 +187,9 @@ def write_record(
             end[part] = read.completed(
                 record.get(part) or {}, max(0.0, deadline - time.monotonic())
             )
+    for part in ("model", "adapter", "data"):  # a path may be an address
+        if part in end or part in record:
+            end[part] = without_passwords_within(end.get(part, record.get(part)))
     text = json.dumps({**record, **end}, indent=2, ensure_ascii=False) + "\n"
     # Names of files may hold bytes that are not UTF-8: as \udcXX, which JSON knows.
     write_text(path, text.encode("utf-8", "backslashreplace").decode())

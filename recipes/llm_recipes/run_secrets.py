@@ -95,6 +95,15 @@ def plain(value: Any, name: str = "", hide: bool = True) -> Any:
     return without_passwords(value) if isinstance(value, str) else value
 
 
+def without_passwords_within(value: Any) -> Any:
+    """A value of JSON's types whose texts are those of `without_passwords`; names don't count."""
+    if isinstance(value, str):
+        return without_passwords(value)
+    if isinstance(value, dict):
+        return {key: without_passwords_within(item) for key, item in value.items()}
+    return list(map(without_passwords_within, value)) if isinstance(value, list) else value
+
+
 def hidden_options(config: Mapping[str, Any]) -> list[str]:
     """The options that `plain` does not show as they are."""
     return [

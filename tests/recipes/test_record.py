@@ -128,6 +128,16 @@ def test_what_is_no_file_has_no_content(tmp_path: Path, name: str) -> None:
     assert record["data"] == {"path": name, "resolved": None, **missing}
 
 
+def test_addresses_of_inputs_show_no_password(tmp_path: Path) -> None:
+    record = start_record("a/b", {}, "a CPU")
+    add_input(record, "data", "https://me:abc@host/f.jsonl?sig=abc")
+    add_input(record, "adapter", tmp_path, ["s3://me:abc@host/x"])
+    record["model"] = {"path": "https://me:abc@host/m", "files": ["ftp://me:abc@h"]}
+    write_record(tmp_path / "run.json", record, "complete")
+    assert "abc" not in (tmp_path / "run.json").read_text()
+    assert record["data"]["path"] == "https://***@host/f.jsonl?sig=***"
+
+
 def test_only_a_complete_run_waits_and_not_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
