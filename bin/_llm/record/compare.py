@@ -161,7 +161,7 @@ def compare_metrics(then: dict[str, Any], now: dict[str, Any], tolerance: float)
             continue
         if MEASURED.search(name):
             state = SHOWN
-        elif isinstance(before, str) or isinstance(after, str):
+        elif all(isinstance(value, (str, type(None))) for value in (before, after)):
             if before == after:
                 continue
             state = SHOWN  # a path, a version, a sentence about numbers that are compared

@@ -50,6 +50,9 @@ def test_the_tolerance_is_for_losses_and_not_for_counts() -> None:
     assert states({"loss": 1.0}, {"loss": 1.0 + 1e-12}) == {"loss": OTHER}
     assert states({"x": math.nan, "y": None}, {"x": math.nan, "y": None}, 0.01) == {"x": SAME}
     assert states({"x": math.nan}, {"x": 1.0}, 0.01) == {"x": OTHER}
+    assert states({"x": 1.0}, {"x": "1.0"}, 0.01) == {"x": OTHER}  # no text stands for a number
+    assert states({"x": 10**400, "y": 1.5}, {"x": 1.5, "y": 10**400}, 0.01) == {
+        "x": OTHER, "y": OTHER}
 
 
 def test_what_is_missing_or_new_is_found_at_any_depth() -> None:
