@@ -1,7 +1,8 @@
-"""llama.cpp's programs, libraries and Python wheel: compiled once, kept by source and flags.
+"""llama.cpp's programs, libraries and Python wheel: compiled once, kept by source, flags, compiler.
 
-The cache key holds the source's hash, the compile scripts and, for GPUs, the locked CUDA compiler,
-and nothing else: no new Python or Debian package compiles llama.cpp again.
+The cache key holds the source's hash, the compile scripts, the locked compiler, linker, C library
+and build tools, and nothing else: what shapes the compiled bytes compiles llama.cpp again, and no
+other Python or Debian package does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from _llm.errors import LLMError
+from _llm.images.locks import read_apt_lock
 
+# Debian packages, by the beginnings of their names, and build tools that shape what is compiled.
+TOOLCHAIN = ("gcc-", "g++-", "cpp-", "binutils", "libbinutils", "libc6", "libc-dev", "libgcc-",
+             "libstdc++", "libgomp", "libcc1", "linux-libc-dev")
+BUILD_TOOLS = ("cmake==", "ninja==", "scikit-build-core==")
 # What a compiled folder must hold before it counts as complete.
 COMPLETE = "complete"
 
@@ -32,7 +38,21 @@ def compile_key(folder: Path, flavour: str, architectures: Sequence[str] = ()) -
     for name in names:
         lines = (folder / name).read_bytes().splitlines()
         digest.update(b"\n".join(line for line in lines if not line.startswith(b"# ")) + b"\n")
+    digest.update("\n".join(toolchain(folder.parent)).encode())
     return digest.hexdigest()[:12]
+
+
+def toolchain(folder: Path) -> list[str]:
+    """The locked packages that compile, each with its version and hash, and the build tools.
+
+    folder: containers/llm.
+    """
+    locks = (folder.parent / "base/apt.lock", folder / "apt-cpu.lock")
+    packages = [f"{p.name} {p.version} {p.sha256}" for lock in locks for p in read_apt_lock(lock)
+                if p.name.startswith(TOOLCHAIN)]
+    tools = folder.parent / "build.lock"
+    lines = tools.read_text().splitlines() if tools.exists() else []
+    return packages + [line.split()[0] for line in lines if line.startswith(BUILD_TOOLS)]
 
 
 def compiled_folder(cache: Path, flavour: str, key: str) -> Path:

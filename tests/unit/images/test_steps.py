@@ -130,13 +130,28 @@ def test_architectures() -> None:
         cuda_architectures([], {})
 
 
-def test_compile_key_depends_on_source_and_scripts_alone(tmp_path: Path) -> None:
+def test_compile_key_depends_on_source_scripts_and_compiler_alone(tmp_path: Path) -> None:
+    top, tmp_path = tmp_path, tmp_path / "llm/llama.cpp"
+    tmp_path.mkdir(parents=True)
     for name in ("source.lock", "compile.sh", "compile-cpu.sh", "compile-cuda.sh",
                  "cuda13-compiler.lock"):
         (tmp_path / name).write_text(f"# locked: today\n{name}\n")
+    lock, tools = top / "llm/apt-cpu.lock", top / "build.lock"
+    rows = {name: f"{name} 1 amd64 {'a' * 64} 5 pool/x.deb main" for name in ("gcc-12", "curl")}
+    lock.write_text("\n".join(rows.values()) + "\n")
+    tools.write_text("cmake==3.1 \\\n    --hash=x\nuv==1\n")
     before = compile_key(tmp_path, "cpu")
     (tmp_path / "compile-cuda.sh").write_text("changed")
     (tmp_path / "source.lock").write_text("# locked: tomorrow\nsource.lock\n")
+    lock.write_text(f"# locked: tomorrow\n{rows['gcc-12']}\n{rows['curl'].replace(' 1 ', ' 2 ')}\n")
+    tools.write_text("cmake==3.1 \\\n    --hash=y\nuv==2\n")
+    assert compile_key(tmp_path, "cpu") == before
+    lock.write_text(f"{rows['gcc-12'].replace('a' * 64, 'b' * 64)}\n")
+    assert compile_key(tmp_path, "cpu") != before
+    lock.write_text(f"{rows['gcc-12']}\n")
+    tools.write_text("cmake==3.2\n")
+    assert compile_key(tmp_path, "cpu") != before
+    tools.write_text("cmake==3.1\n")
     assert compile_key(tmp_path, "cpu") == before
     (tmp_path / "source.lock").write_text("# locked: tomorrow\nnewer\n")
     assert compile_key(tmp_path, "cpu") != before
