@@ -588,6 +588,19 @@ def test_a_folder_of_runs_goes_by_their_time_and_takes_no_parts_of_a_run(tmp_pat
     assert isinstance(runs[0], Run)
 
 
+def test_replays_are_no_part_of_a_folder_of_runs(tmp_path: Path) -> None:
+    """They lie beside their runs, and a report is the same after one."""
+    for name, hour in (("a", 1), ("a.replay-1", 2), ("elsewhere", 3)):
+        made.write_training(tmp_path / name, hour, 3)
+    file = tmp_path / "elsewhere" / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "replay_of": {"path": "a"}}))
+    runs, notes = collect([tmp_path])
+    assert [run.file.parent.name for run in runs] == ["a"]
+    assert not notes
+    runs, _ = collect([tmp_path / "a.replay-1", file])  # who names them gets them
+    assert len(runs) == 2
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ RECIPE = "evaluate/report"
 # A folder that has one of these is a run; what is below it belongs to it.
 OF_A_FOLDER = ("run.json", "sweep.json")
 ENDING = ".run.json"
+REPLAY = re.compile(r"\.replay-\d+$")  # a folder of bin/llm-record
 MOST_BYTES = 64 << 20  # records have some kilobytes
 FIX = "give the run.json that a recipe has left, or its folder"
 
@@ -74,18 +76,25 @@ def collect(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         if not below:
             faults += unusable or [LLMError(f"{path} holds no run record", fix=FIX)]
             continue
-        runs += sorted((run for run in below if run.recipe != RECIPE), key=_by_start)
+        own = [run for run in below if run.recipe != RECIPE and not is_replay(run)]
+        runs += sorted(own, key=_by_start)
         notes += [f"{fault.what}: {fault.why}" for fault in unusable]
     raise_all(faults)
     notes += [f"{run.file}: it is of a report" for run in runs if run.recipe == RECIPE]
     once = list({os.path.realpath(r.file): r for r in runs if r.recipe != RECIPE}.values())
     if not once:
-        raise LLMError("there is nothing to report", "reports are no part of reports", FIX)
+        why = "reports and replays are no part of reports"
+        raise LLMError("there is nothing to report", why, FIX)
     return named(once), notes
 
 
 def _add(runs: list[Run], file: Path) -> Callable[[], None]:
     return lambda: runs.append(read(file))
+
+
+def is_replay(run: Run) -> bool:
+    """Whether llm-record made it: beside its run, or wherever it was told to."""
+    return "replay_of" in run.record or bool(REPLAY.search(run.file.parent.name))
 
 
 def _by_start(run: Run) -> tuple[float, str]:
