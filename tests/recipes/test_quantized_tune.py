@@ -43,8 +43,8 @@ def tune(cache: Path) -> Tune:
 
 
 def kept(cache: Path) -> list[Path]:
-    """Every file of the cache."""
-    return [path for path in cache.rglob("*") if path.is_file()]
+    """Every file of the cache, but for the digests of files that records name."""
+    return [path for path in cache.rglob("*") if path.is_file() and "digests" not in path.parts]
 
 
 def bench(folder: Path, script: str) -> str:
