@@ -160,6 +160,10 @@ def render(options: Options, settings: Settings, env: Mapping[str, str], home: s
     script = ["#!/bin/bash -l" if modules else "#!/bin/sh"]
     script += ["#SBATCH " + quoted(line) for line in lines]
     script.append(f"# written by llm-run --submit; {home}")
+    if options.requeue:
+        # With a time limit as short as the warning, Slurm's signal may come before llm-run listens,
+        # and would end the job. It reckons the time itself.
+        script.append("trap '' USR2")
     if modules:
         # A login shell, because only that knows `module`.
         script.append(f"module load {shlex.join(modules)} || exit 2")

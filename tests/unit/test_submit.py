@@ -63,6 +63,14 @@ def test_requeue_and_arrays(home: Path, env: dict[str, str]) -> None:
     assert "--requeue --stop-before 90 --max-requeues 20 -- x" in job.script
 
 
+def test_a_warning_that_comes_at_once_does_not_end_a_job(home: Path, env: dict[str, str]) -> None:
+    script = rendered(home, env, PROFILE, "--requeue", "--", "x").script
+    assert script.index("trap '' USR2\n") < script.index("\nexec ")
+    started = script[: script.index("\nexec ")].replace("module load", "true") + "\nkill -USR2 $$"
+    assert subprocess.run(["sh", "-c", started], check=False).returncode == 0
+    assert "trap" not in rendered(home, env, PROFILE, "--", "x").script
+
+
 def test_modules_of_the_site_are_loaded_in_a_login_shell(home: Path, env: dict[str, str]) -> None:
     job = rendered(home, env, "[modules]\nnames = apptainer/1.4 cuda\n", "--", "x")
     assert job.script.startswith("#!/bin/bash -l\n")
