@@ -93,7 +93,8 @@ def read_records(path: str, faults: list[str]) -> Iterator[tuple[str, Any]]:
         else:
             yield from _read_text(data, os.path.basename(path), faults)
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise LLMError(f"the advisories {path} cannot be read", str(error) or "it is cut off",
+        raise LLMError(f"the advisories {path} cannot be read",
+                       getattr(error, "strerror", None) or str(error) or "it is cut off",
                        "ADVISORIES names a .json, .jsonl or .zip file, or a folder of them"
                        ) from None
 

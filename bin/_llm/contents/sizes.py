@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     print()
     for name, size in totals.items():
         count = sum(c.ecosystem == name for c in found)
-        print(f"{human(size):>10}  {name}: {count} packages")
+        print(f"{human(size):>10}  {name}: {count} package{'s' if count != 1 else ''}")
     print(f"{human(unowned):>10}  files of no package")
     print(f"{human(whole):>10}  in all")
     return 0
