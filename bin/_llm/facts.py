@@ -89,28 +89,13 @@ def _identity(image: Image) -> str:
 
 
 def _ask(image: Image, start: list[str]) -> tuple[str, str, list[str]]:
-    import subprocess
+    from _llm.programs import run_captured
 
     # -I: neither the host's variables nor the user's packages count here. An image without Python
     # is a fine image, so the shell in it decides.
     script = 'p=$(command -v python3 || command -v python) || exit 0; exec "$p" -I -c "$1"'
     command = [*start, "/bin/sh", "-c", script, "sh", QUESTION]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=_clean_environment(),
-            cwd="/",
-        )
-    except OSError as error:
-        raise LLMError(
-            f"{command[0]} cannot be started",
-            error.strerror or str(error),
-            f"'{command[0]}' --version",
-        ) from None
+    done = run_captured(command, _clean_environment(), cwd="/")
     if done.returncode != 0:
         said = [line for line in done.stderr.strip().splitlines() if "INFO" not in line]
         raise LLMError(

@@ -11,12 +11,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from _llm import sif
 from _llm.errors import LLMError
+from _llm.programs import run_captured
 from _llm.releasing.files import copy_file
 from _llm.releasing.manifest import MANIFEST, SUMS
 from _llm.signing import openpgp
@@ -142,8 +142,7 @@ def check_signed(
 
 def run(*command: str) -> None:
     """Run a program. Raises LLMError with its last words where it fails."""
-    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL,
-                          env=clean_environment())
+    done = run_captured(command, clean_environment())
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise LLMError(f"{' '.join(command[:3])} failed", said[-1], f"{command[0]} version")

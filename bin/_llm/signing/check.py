@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from _llm.environment import is_dropped
 from _llm.errors import LLMError
 from _llm.files import share_blocks
 from _llm.image_digest import unchanged
+from _llm.programs import run_captured
 from _llm.sif import SIGNATURE, DamagedError, read_objects
 from _llm.signing.keys import CERTIFICATE, PGP, Key, day, has_expired, load_keys
 from _llm.signing.signatures import Signature, read_signatures
@@ -172,7 +172,8 @@ def _ask(
     with private_folder(scratch) as keyring:
         if key.kind == PGP:
             words = ["--local"]
-            done = _run([apptainer, "key", "import", os.path.abspath(key.path)], keyring)
+            done = run_captured([apptainer, "key", "import", os.path.abspath(key.path)],
+                                clean_environment(keyring))
             if done.returncode:
                 return LLMError(
                     f"Apptainer does not take the PGP key {key.path}",
@@ -184,7 +185,8 @@ def _ask(
             words = ["--certificate", key.path, "--certificate-roots", key.path]
         else:
             words = ["--key", key.path]
-        done = _run([apptainer, "verify", "--json", *words, os.path.abspath(file)], keyring)
+        done = run_captured([apptainer, "verify", "--json", *words, os.path.abspath(file)],
+                            clean_environment(keyring))
     said = words_of(done.stderr)
     if done.returncode == 0:
         if _covers(done.stdout, key, count):
@@ -226,18 +228,6 @@ def _covers(output: str, key: Key, count: int) -> bool:
     return key.kind != PGP or names == {key.fingerprint}
 
 
-def _run(command: Sequence[str], keyring: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              errors="replace", env=clean_environment(keyring))
-    except OSError as error:
-        raise LLMError(
-            f"{command[0]} cannot be started",
-            error.strerror or str(error),
-            f"'{command[0]}' --version",
-        ) from None
-
-
 @contextlib.contextmanager
 def _without(
     apptainer: str, path: str, signatures: Sequence[Signature], scratch: str
@@ -262,7 +252,8 @@ def _without(
                 "make room, or choose another folder: export TMPDIR=/path/with/room",
             ) from None
         for signature in signatures:
-            done = _run([apptainer, "sif", "del", str(signature.item.id), copy], folder)
+            done = run_captured([apptainer, "sif", "del", str(signature.item.id), copy],
+                                clean_environment(folder))
             if done.returncode:
                 raise _broken(path, words_of(done.stderr))
         yield copy

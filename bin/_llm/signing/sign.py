@@ -26,6 +26,7 @@ from _llm.gpus import find_gpus, variants_for
 from _llm.image import HOME, end_like_ctrl_c
 from _llm.image_digest import unchanged
 from _llm.lookup import find_image, image_folders, is_path
+from _llm.programs import run_captured
 from _llm.settings import VARIANTS, load_settings
 from _llm.sif import SIGNATURE, DamagedError, object_sha256, payload_digest, read_objects
 from _llm.signing import check
@@ -174,7 +175,7 @@ def covers(message: bytes, path: str) -> bool:
 
 def choose_signer(apptainer: str, wanted: str) -> Signer:
     """Return the private key of Apptainer's keyring that `wanted` names. Raises LLMError."""
-    done = _run([apptainer, "key", "list", "--secret"])
+    done = run_captured([apptainer, "key", "list", "--secret"], check.clean_environment())
     listed = [Signer(name, fingerprint, ("--keyidx", index))
               for index, name, fingerprint in LISTED.findall(done.stdout)]
     digits = wanted.upper().replace(" ", "")
@@ -213,9 +214,10 @@ def _pem_signer(apptainer: str, key: str) -> Signer:
         with check.private_folder("") as folder:
             small, part = os.path.join(folder, "small.sif"), os.path.join(folder, "part")
             Path(part).write_bytes(b"{}")
-            _run([apptainer, "sif", "new", small])
-            _run([apptainer, "sif", "add", "--datatype", "6", "--groupid", "1", small, part])
-            done = _run([apptainer, "sign", "--key", os.path.abspath(key), small])
+            env, sif = check.clean_environment(), [apptainer, "sif"]
+            run_captured([*sif, "new", small], env)
+            run_captured([*sif, "add", "--datatype", "6", "--groupid", "1", small, part], env)
+            done = run_captured([apptainer, "sign", "--key", os.path.abspath(key), small], env)
             if done.returncode == 0:
                 [signature] = read_signatures(small)
                 return Signer(key, signature.signer, ("--key", os.path.abspath(key)))
@@ -263,7 +265,7 @@ def _check_copy(
     elif not covers(new[0].message, str(copy)):
         fault = "the signature does not cover all of it"
     elif not key and not before:
-        done = _run([apptainer, "verify", "--local", str(copy)])
+        done = run_captured([apptainer, "verify", "--local", str(copy)], check.clean_environment())
         fault = check.words_of(done.stderr) if done.returncode else ""
     if not fault and key:
         with check.private_folder(str(path.parent)) as folder:
@@ -291,8 +293,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          errors="replace", check=False, env=check.clean_environment())
