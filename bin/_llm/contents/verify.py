@@ -73,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
         image = load_image(HOME / "containers", options.image, variant)
         words = ["--image", image.name, "--variant", variant, "--base", options.base,
                  "--cuda-architectures", options.cuda_architectures]
-        need = 2 * NEED_GIB.get(variant, 4) + (0 if options.compiled else COMPILING_GIB)
+        compiles = (image.folder / "llama.cpp").is_dir() and not options.compiled
+        need = 2 * NEED_GIB.get(variant, 4) + (COMPILING_GIB if compiles else 0)
         with work_folder(os.environ, need) as work:
             first = build(work / "a", words, cache, options.compiled, None)
             second = build(work / "another folder", words, cache, options.compiled, CONDITIONS)

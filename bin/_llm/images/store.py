@@ -163,7 +163,8 @@ def not_writable(folder: Path, error: OSError) -> LLMError:
     room = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return LLMError(f"{folder} takes no files: {error.strerror or error}",
                     "what a build fetches is kept there",
-                    f"LLM_CACHE_DIR=/path/{'with/room' if room else 'of/your/own'} make image")
+                    f"LLM_CACHE_DIR=/path/{'with/room' if room else 'of/your/own'} make image; "
+                    "make archive: another ARCHIVE")
 
 
 def everything(folder: Path) -> list[tuple[str, Path]]:
