@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import http.client
 import importlib.util
 import inspect
 import json
@@ -38,6 +39,7 @@ serve = sys.modules["serve_recipe"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(serve)
 
 LONG = 200  # tokens; the tiny model sees 256
+MANY = 48  # requests, which take a fast machine about a second
 DIARY = "dear diary, nobody may read this"
 READY_S = 90.0
 
@@ -296,8 +298,10 @@ def test_no_words_of_requests_are_in_the_log(server: Served) -> None:
     assert server.refusal("/v1/chat/completions", {"messages": [{"role": DIARY}]})
     assert "diary" not in server.text
     assert server.refusal("/v1/models", key="wrong") == 401
-    time.sleep(0.2)
-    assert "llama-server: unauthorized: Invalid API Key" in server.text, "warnings are shown"
+    warning, deadline = "llama-server: unauthorized: Invalid API Key", time.monotonic() + 10
+    while warning not in server.text:
+        assert time.monotonic() < deadline, "warnings are shown"
+        time.sleep(0.02)
 
 
 # How it ends
@@ -315,8 +319,8 @@ def test_two_servers_and_a_sudden_death(server: Served, model: Path, tmp_path: P
 def test_running_and_waiting_requests_are_answered(server: Served) -> None:
     """SIGTERM goes to all processes of a step, and Slurm repeats it. The end of this server."""
     pid = server.server_pid
-    with concurrent.futures.ThreadPoolExecutor(24) as pool:
-        asked = [pool.submit(server.complete, f"{i} is", LONG) for i in range(24)]
+    with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
+        asked = [pool.submit(server.complete, f"{i} is", LONG) for i in range(MANY)]
         concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
         for _ in range(2):
             os.killpg(server.process.pid, signal.SIGTERM)
@@ -329,8 +333,8 @@ def test_running_and_waiting_requests_are_answered(server: Served) -> None:
     assert "ending: SIGTERM" in server.text and "not answered" not in server.text
     record = server.record()
     assert record["status"] == "complete" and record["metrics"]["unanswered"] == 0
-    assert record["metrics"]["requests"] > 24
-    assert record["metrics"]["completion_tokens"] > 24 * LONG
+    assert record["metrics"]["requests"] >= MANY
+    assert record["metrics"]["completion_tokens"] >= MANY * LONG
     assert record["metrics"]["request_tokens_per_s"] > 0
     assert server.values["OPENAI_API_KEY"] not in json.dumps(record)
 
@@ -406,9 +410,18 @@ def test_a_second_ctrl_c_waits_for_nobody(here: Play) -> None:
 
     def scenario(served: Served) -> None:
         assert served.values["OPENAI_API_KEY"] == "none"
+        first = threading.Event()
+
+        def ask_on(start: str) -> None:
+            """However fast the machine is, some requests are always waiting."""
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                while served.complete(start, LONG):
+                    first.set()
+
         with concurrent.futures.ThreadPoolExecutor(24) as pool:
-            asked = [pool.submit(served.complete, f"{i} is", LONG) for i in range(24)]
-            concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+            for i in range(24):
+                pool.submit(ask_on, f"{i} is")
+            assert first.wait(30)
             began.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.3)
