@@ -30,8 +30,8 @@ from _llm.contents.rules import (
     read_rules,
 )
 from _llm.contents.software import Component, components, read_software
-from _llm.contents.unsquash import shown
 from _llm.image import end_like_ctrl_c
+from _llm.printable import escaped
 
 NO_LICENCE = "none is stated"
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(as_json(report, image_file), indent=1))
     else:
-        print("\n".join(map(shown, as_text(report, image_file))))
+        print("\n".join(map(escaped, as_text(report, image_file))))
     return 1 if report.findings or report.licences else 0
 
 

@@ -32,11 +32,12 @@ from _llm.contents.software import (
     texts,
 )
 from _llm.contents.trees import Difference, differences, is_sif, other_differences
-from _llm.contents.unsquash import damaged, shown
+from _llm.contents.unsquash import damaged
 from _llm.errors import LLMError
 from _llm.image import end_like_ctrl_c
 from _llm.images.sbom import BYTES
 from _llm.lookup import split_name
+from _llm.printable import escaped
 
 SAME_BYTES, SAME_CONTENTS, DIFFERENT = "the same bytes", "the same contents", "different"
 MOST_ROWS = 15
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         lines = [line for result in results for line in [*as_text(result, options.files), ""]]
         lines += [f"only in A: {name}" for name in only_a]
         lines += [f"only in B: {name}" for name in only_b]
-        print("\n".join(map(shown, lines)).rstrip())
+        print("\n".join(map(escaped, lines)).rstrip())
     return 0 if same else 1
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from _llm.contents.choose import add_choice, choose
 from _llm.contents.software import Component, components, image_properties, read_software
-from _llm.contents.unsquash import shown
 from _llm.errors import LLMError
 from _llm.image import end_like_ctrl_c
+from _llm.printable import escaped
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
                          for c in top]}, indent=1))
         return 0
     print(f"{image_file}")
-    names = [shown(f"{c.title} {c.version}") for c in top]
+    names = [escaped(f"{c.title} {c.version}") for c in top]
     width = max([len(name) for name in names] or [1])
     for component, name in zip(top, names):
         print(f"{human(component.size):>10}  {name:<{width}}  {component.ecosystem}")

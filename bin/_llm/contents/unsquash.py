@@ -23,6 +23,7 @@ from _llm.apptainer import find_apptainer, find_program, private_folder
 from _llm.errors import LLMError
 from _llm.images.staging import remove_stale, remove_tree
 from _llm.lookup import SIF_MAGIC, SIF_MAGIC_AT, SQUASHFS_MAGIC
+from _llm.printable import escaped
 
 if TYPE_CHECKING:
     from _llm.contents.listing import Entry
@@ -188,15 +189,9 @@ def check_complete(tree: Path, entries: Mapping[str, Entry], image_file: str) ->
             size = -1
         if size != entry.size:
             raise LLMError(f"{image_file} could not be unpacked completely",
-                           f"{shown(path)} has {max(size, 0)} bytes of {entry.size}: the disk is "
-                           "full, or the image is damaged",
+                           f"{escaped(path)} has {max(size, 0)} bytes of {entry.size}: the disk "
+                           "is full, or the image is damaged",
                            "LLM_BUILD_DIR=/path/with/room and the same command again")
-
-
-def shown(text: str) -> str:
-    """A text from an image as it may be printed: no control characters, no bytes that are none."""
-    text = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def make_readable(tree: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from _llm.errors import LLMError
+from _llm.printable import escaped
 
 SCHEMA = 1
 RECORD = "run.json"
@@ -157,8 +158,7 @@ def inputs(record: Record) -> list[tuple[str, str, str, str]]:
 def plain(value: object) -> str:
     """Return a text for a terminal: nothing in a record may move its cursor or forge a line."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-                   for c in text)
+    return escaped(text)
 
 
 def _texts(value: object) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from _llm import sif
 from _llm.errors import LLMError
+from _llm.printable import shown
 from _llm.releasing import files, keys, source
 from _llm.releasing.manifest import (
     MANIFEST,
@@ -25,7 +26,6 @@ from _llm.releasing.manifest import (
     Entry,
     Manifest,
     read_manifest,
-    shown,
     sums,
 )
 from _llm.signing.check import verify

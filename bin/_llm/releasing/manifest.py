@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from _llm.printable import shown
+
 SCHEMA = 1
 NAME = "llm-recipes"
 MANIFEST, SUMS, SIGNED = "manifest.json", "SHA256SUMS", "manifest.sif"
@@ -125,12 +127,6 @@ def name_fault(path: str) -> str:
     if "\\" in path or not path.isprintable():
         return "it has a backslash or a character that can't be printed"
     return ""
-
-
-def shown(name: str) -> str:
-    """A name for a terminal: what can't be printed is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode()
-                   for c in name)[:200]
 
 
 def read_manifest(data: bytes) -> tuple[Manifest | None, list[str]]:

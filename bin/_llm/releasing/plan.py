@@ -19,6 +19,7 @@ from _llm.images import build as builder
 from _llm.images.catalog import Image, image_names, load_image, variants_of
 from _llm.images.inputs import DIGEST_LENGTH, digest_of, lock_date
 from _llm.images.store import DAMAGED
+from _llm.printable import shown
 from _llm.releasing import files, manifest, source
 from _llm.run import VERSION
 from _llm.settings import load_settings
@@ -127,12 +128,12 @@ def tree_faults(tree: source.Source, version: str, allow_dirty: bool) -> list[LL
     if manifest.SEMANTIC.fullmatch(version):
         faults += source.tag_faults(HOME, version, tree.commit)
     if tree.changes and not allow_dirty:
-        listed = ", ".join(manifest.shown(name) for name in tree.changes[:5])
+        listed = ", ".join(shown(name) for name in tree.changes[:5])
         more = f" and {len(tree.changes) - 5} more" if tree.changes[5:] else ""
         faults.append(LLMError(
             "the checkout has changes that are not committed: no release of it", listed + more,
             "git commit, or: make release … ARGS=--allow-dirty   (the manifest says so)"))
-    odd = [f"{manifest.shown(name)}: {fault}" for name in tree.files
+    odd = [f"{shown(name)}: {fault}" for name in tree.files
            if (fault := manifest.name_fault(name))]
     if odd:
         faults.append(LLMError("some files of the checkout can't be released", "; ".join(odd[:10]),
@@ -235,7 +236,7 @@ def archive_files(folder: Path) -> dict[str, Path]:
             path = Path(parent, name)
             short = path.relative_to(folder).as_posix()
             if not stat.S_ISREG(path.lstat().st_mode) or manifest.name_fault(short):
-                odd.append(manifest.shown(short))
+                odd.append(shown(short))
             elif not name.startswith("."):  # locks, and what is still being written
                 found[short] = path
     if odd:

@@ -27,6 +27,7 @@ from _llm.files import write_text
 from _llm.image import end_like_ctrl_c
 from _llm.images.steps import set_link
 from _llm.locking import only_one
+from _llm.printable import shown
 from _llm.releasing import check, files, source
 from _llm.releasing.manifest import (
     MANIFEST,
@@ -35,7 +36,6 @@ from _llm.releasing.manifest import (
     Entry,
     Manifest,
     read_manifest,
-    shown,
 )
 from _llm.settings import Settings, load_settings
 from _llm.signing.check import verify
