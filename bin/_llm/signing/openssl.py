@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 
 from _llm.errors import LLMError
+from _llm.programs import run_captured
 from _llm.signing.check import clean_environment
 
 
@@ -21,11 +21,10 @@ def public_half(apptainer: str, key: str) -> bytes:
     if not program:
         raise LLMError("the public key of KEY is not known", "openssl would tell and is missing",
                        "make release … ARGS='--public-key FILE'")
-    done = subprocess.run([program, "pkey", "-in", os.path.abspath(key), "-pubout"],
-                          stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                          env=clean_environment())
-    if done.returncode or b"PUBLIC KEY" not in done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    done = run_captured([program, "pkey", "-in", os.path.abspath(key), "-pubout"],
+                        clean_environment())
+    if done.returncode or "PUBLIC KEY" not in done.stdout:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise LLMError(f"{key} is no private key", said[0],
                        "KEY= is a PEM file: openssl genpkey -algorithm ed25519 -out release.pem")
-    return done.stdout
+    return done.stdout.encode()
