@@ -194,8 +194,9 @@ def run(plan: Plan, quiet: bool) -> int:
         del frame
         if number == signal.SIGINT:
             interrupted.append(number)
-        for process in started if number != signal.SIGINT else ():
-            process.send_signal(number)
+        else:
+            for process in started:
+                process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on)
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
