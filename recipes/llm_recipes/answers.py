@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_recipes.errors import LLMError
-from llm_recipes.files import open_locked, staged_text, write_fault
+from llm_recipes.files import open_locked, refuse_device, staged_text, write_fault
 
 HEADER = "made_with"
 TOO_LONG = "prompt_too_long"  # finish_reason of the empty answer to a prompt that leaves no room
@@ -124,6 +124,7 @@ def open_answers(
     """
     if os.path.isdir(path):  # unlike Path.is_dir it raises nothing for closed folders
         raise LLMError(f"{path} is a folder", fix=f"name a file: --output {path}/answers.jsonl")
+    refuse_device(path)
     partial = path.with_name(path.name + ".partial")
     done: dict[Key, Any] = {}
     finished = False

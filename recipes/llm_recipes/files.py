@@ -33,6 +33,7 @@ def staged_text(path: Path, text: str) -> Iterator[None]:
     Raises:
         LLMError: If the folder cannot be written or is full; an existing file is then unchanged.
     """
+    refuse_device(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -77,6 +78,18 @@ def open_locked(path: Path, busy: str | None = None) -> Iterator[FileIO]:
                 what = f"another process is writing {path}" if busy is None else busy
                 raise LLMError(what, fix=fix) from None
         yield file
+
+
+def refuse_device(path: Path) -> None:
+    """See that a file would take the place of a file alone.
+
+    Raises:
+        LLMError: If it would be that of a device or a pipe, as root's `--output /dev/null` is.
+    """
+    is_other = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    if is_other or path.absolute().parent == Path("/dev"):
+        why = "a device or a pipe would be replaced by a file"
+        raise LLMError(f"{path} is no place for a file", why, "choose another place with --output")
 
 
 def write_fault(path: Path, error: OSError) -> LLMError:

@@ -58,6 +58,12 @@ def finish(answers: Answers) -> None:
     answers.finish(ORDER, lambda digest: None)
 
 
+def test_a_device_is_no_place_for_answers() -> None:
+    """/dev/full has no end: looking for earlier answers in it would fill the memory."""
+    with pytest.raises(LLMError, match="no place for a file"), opened(Path("/dev/full")):
+        pass
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_file_with_its_partial_file_is_finished(recorded: bool, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"

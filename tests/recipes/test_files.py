@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,11 @@ def test_a_file_in_the_way_is_named_as_that(tmp_path: Path) -> None:
     with pytest.raises(LLMError) as told:
         write_text(tmp_path / "a" / "b.txt", "x")
     assert told.value.why == "it, or a folder above it, is a file"
+
+
+def test_no_device_or_pipe_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", Path("/dev/full"), Path("/dev/stdout"), Path("/dev/none")):
+        with pytest.raises(LLMError, match="no place for a file"):
+            write_text(place, "x")
+    assert (tmp_path / "pipe").is_fifo()

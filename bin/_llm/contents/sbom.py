@@ -49,6 +49,10 @@ def check_output(output: str) -> None:
     if os.path.isdir(output):
         raise LLMError(f"'{output}' is a folder", "OUTPUT names the file to write",
                        f"OUTPUT={os.path.join(output, 'image.cdx.json')}")
+    if folder == "/dev" or (os.path.exists(output) and not os.path.isfile(output)):
+        raise LLMError(f"'{output}' is no place for a file",
+                       "a device or a pipe would be replaced by a file",
+                       "without OUTPUT the list is printed: make -s sbom > FILE")
     if not os.path.isdir(folder):
         raise LLMError(f"there is no folder '{folder}'", "OUTPUT is to be written there",
                        f"mkdir -p '{folder}'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,7 @@ def test_where_a_list_may_be_written(tmp_path: Path) -> None:
     with pytest.raises(LLMError, match="there is no folder"):
         sbom.check_output(str(tmp_path / "none" / "x.json"))
     sbom.check_output(str(tmp_path / "x.json"))
+    os.mkfifo(tmp_path / "pipe")
+    for place in (str(tmp_path / "pipe"), "/dev/null", "/dev/stdout", "/dev/none"):
+        with pytest.raises(LLMError, match="no place for a file"):
+            sbom.check_output(place)
