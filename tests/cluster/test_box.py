@@ -377,11 +377,13 @@ def test_an_ordinary_user_needs_no_root(cluster: Cluster) -> None:
 
 
 def test_lines_of_slurm_conf_can_be_changed(cluster: Cluster) -> None:
-    allocate = ["script", "-qec", "salloc --nodelist=n3 --quiet", "/dev/null"]
-    ask = {"command": allocate, "input": "echo I am on $(hostname)\nexit\n"}
-    assert "I am on login" in cluster.run(**ask).stdout
+    # A terminal forgets what is typed before the shell listens: it is typed until it is answered.
+    ask = """rm -f answered
+        { until test -e answered; do echo 'echo I am on $(hostname) | tee answered'; sleep 0.5; done
+        echo exit; } | script -qec "salloc --nodelist=n3 --quiet" /dev/null"""
+    assert "I am on login" in cluster.run(ask).stdout
     cluster.configure(LaunchParameters="use_interactive_step")
     try:
-        assert "I am on n3" in cluster.run(**ask).stdout
+        assert "I am on n3" in cluster.run(ask).stdout
     finally:
         cluster.configure(LaunchParameters="")
