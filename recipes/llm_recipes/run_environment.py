@@ -109,14 +109,12 @@ def slurm() -> dict[str, str | None]:
 
 
 def code(recipe: str) -> dict[str, Any]:
-    """Commit, the recipe's file, and, where no commit names them, a hash of all recipes' files."""
-    commit = os.environ.get("LLM_CODE_COMMIT") or None
-    dirty = _flag(os.environ.get("LLM_CODE_DIRTY"))
+    """Commit, the recipe's file, and a hash of all recipes' files: some may be in no commit."""
     return {
-        "commit": commit,
-        "dirty": dirty,
+        "commit": os.environ.get("LLM_CODE_COMMIT") or None,
+        "dirty": _flag(os.environ.get("LLM_CODE_DIRTY")),
         "recipe": _recipe_file(recipe),
-        "files_sha256": files_sha256() if dirty or commit is None else None,
+        "files_sha256": files_sha256(),
     }
 
 

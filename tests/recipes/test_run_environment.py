@@ -190,11 +190,14 @@ def test_a_users_own_recipe(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {"path": str(script), "sha256": digest}
 
 
-def test_code_without_a_commit_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clean one too: new and staged files leave a tree clean as far as LLM_CODE_DIRTY knows."""
     monkeypatch.setenv("LLM_CODE_COMMIT", "c0ffee")
-    for dirty, known in (("0", True), ("", True), ("1", False)):
-        monkeypatch.setenv("LLM_CODE_DIRTY", dirty)
-        assert (around.code("a/b")["files_sha256"] is None) == known
+    for word, dirty in (("0", False), ("", None), ("1", True)):
+        monkeypatch.setenv("LLM_CODE_DIRTY", word)
+        found = around.code("a/b")
+        assert (found["commit"], found["dirty"]) == ("c0ffee", dirty)
+        assert found["files_sha256"] == around.files_sha256()
     monkeypatch.setenv("LLM_CODE_DIRTY", "")
     monkeypatch.setenv("LLM_CODE_COMMIT", "")
     assert around.code("a/b") == {

@@ -21,6 +21,8 @@ from _llm.record.reading import Record, recipe_file
 
 COMMIT = re.compile("[0-9a-f]{40,64}")
 FILES = ".files_sha256"
+OTHERS_HERE = "the recipes here are others: it can't be had"
+TAKE_THESE = "--best-effort takes what is here"
 NO_COPY = "this is no checkout with git, so it has no other commit"
 
 
@@ -46,12 +48,12 @@ def find_code(record: Record, home: str, cache: str) -> Code:
     files = part.get("files_sha256")
     if was_dirty is True or not commit:
         found.findings.append(_uncommitted(commit, files, home))
-    elif commit == here and not is_dirty:
+    elif commit == here and not is_dirty and _has_files(home, files):
         text = f"commit {commit[:12]}, as it is here"
         unknown = "; the record does not know of changes" if was_dirty is None else ""
         found.findings.append(Finding("code", OK, text + unknown))
     else:
-        found.findings.append(_other_commit(commit, here, home))
+        found.findings.append(_other_commit(commit, here, home, files))
         if found.findings[-1].state == OK:
             found.commit, found.home = commit, copy_folder(commit, cache)
     found.recipe, finding = _find_recipe(record, found, home)
@@ -72,21 +74,11 @@ def copy_commit(commit: str, home: str, folder: str) -> None:
     """
     if is_whole(folder):
         return
-    done = _git(home, "archive", "--format=tar", commit)
-    if done.returncode:
-        raise LLMError(
-            f"commit {commit[:12]} can't be copied out of {home}",
-            " ".join(done.stderr.decode(errors="replace").split())[:300], "git fsck",
-        )
     above = os.path.dirname(folder)
     os.makedirs(above, exist_ok=True)
     part = tempfile.mkdtemp(prefix=f".{commit[:12]}.", dir=above)
     try:
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-            if hasattr(tarfile, "data_filter"):
-                archive.extractall(part, filter="tar")
-            else:
-                archive.extractall(part)
+        _extract(commit, home, part)
         for name, text in ((".commit", commit), (FILES, files_sha256(part))):
             with open(os.path.join(part, name), "w", encoding="ascii") as file:
                 file.write(text + "\n")
@@ -111,22 +103,49 @@ def is_whole(folder: str) -> bool:
         return False
 
 
+def _extract(commit: str, home: str, folder: str, *names: str) -> None:
+    """Write files of a commit, all without names, below an empty folder. Raises LLMError."""
+    done = _git(home, "archive", "--format=tar", commit, *names)
+    if done.returncode:
+        raise LLMError(
+            f"commit {commit[:12]} can't be copied out of {home}",
+            " ".join(done.stderr.decode(errors="replace").split())[:300], "git fsck",
+        )
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="tar")
+        else:
+            archive.extractall(folder)
+
+
+def _has_files(home: str, files: object) -> bool:
+    """Say whether the recipes in `home` are those of a record; older records do not say."""
+    try:
+        return not isinstance(files, str) or files_sha256(os.path.join(home, "recipes")) == files
+    except OSError:
+        return False
+
+
+def _committed_files(commit: str, home: str, files: object) -> bool:
+    """Say whether the recipes that git has are those of a record. Raises LLMError."""
+    if not isinstance(files, str):
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        _extract(commit, home, folder, "recipes")
+        return _has_files(folder, files)
+
+
 def _uncommitted(commit: str, files: object, home: str) -> Finding:
     at = f"commit {commit[:12]} with changes that were never committed" if commit \
         else "code of no known commit"
-    fix = "--best-effort takes what is here"
     if not isinstance(files, str):
-        return Finding("code", GONE, f"{at}: the record does not say what they were", fix)
-    try:
-        same = files_sha256(os.path.join(home, "recipes")) == files
-    except OSError as error:
-        return Finding("code", GONE, f"{at}; {error.filename}: {error.strerror}", fix)
-    if same:
+        return Finding("code", GONE, f"{at}: the record does not say what they were", TAKE_THESE)
+    if _has_files(home, files):
         return Finding("code", OK, f"{at}; the recipes here are the same, byte for byte")
-    return Finding("code", GONE, f"{at}; the recipes here are others: it can't be had", fix)
+    return Finding("code", GONE, f"{at}; {OTHERS_HERE}", TAKE_THESE)
 
 
-def _other_commit(commit: str, here: str, home: str) -> Finding:
+def _other_commit(commit: str, here: str, home: str, files: object) -> Finding:
     differs = f"here is {here[:12] or 'no known commit'}"
     differs = f"{commit[:12]} here has changes" if here == commit else differs
     if not os.path.exists(os.path.join(home, ".git")):
@@ -143,6 +162,14 @@ def _other_commit(commit: str, here: str, home: str) -> Finding:
         is_shallow = _git(home, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
         return Finding("code", GONE, f"commit {commit[:12]}; {differs}, and {said}",
                        f"git -C '{home}' fetch --{'unshallow' if is_shallow else 'all'}")
+    try:
+        is_same = _committed_files(commit, home, files)
+    except LLMError as error:
+        return Finding("code", GONE, f"{error.what}: {error.why}", error.fix)
+    # New or staged files: `dirty` does not tell of them.
+    if not is_same:
+        return Finding("code", GONE, f"commit {commit[:12]} with new or staged files that were"
+                       f" never committed; {OTHERS_HERE}", TAKE_THESE)
     return Finding("code", OK, f"commit {commit[:12]}, copied out of this checkout ({differs})")
 
 

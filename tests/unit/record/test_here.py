@@ -142,6 +142,35 @@ def test_changes_that_were_never_committed(
         assert finding.state == GONE and "does not say" in finding.text
 
 
+def test_new_and_staged_files_are_known_by_their_hash(
+    data: dict[str, Any], checkout: Path, tmp_path: Path
+) -> None:
+    """A record calls such a tree clean, and its commit alone is not what ran."""
+    clean = files_sha256(str(checkout / "recipes"))
+    recipe, new = checkout / "recipes/inference/generate.py", checkout / "recipes/new.py"
+
+    def found(files: str) -> Any:
+        return code(data, checkout, tmp_path, files_sha256=files)
+
+    assert found(clean).findings[0].state == OK and not found(clean).commit
+    new.write_text("x")
+    with_new = files_sha256(str(checkout / "recipes"))
+    assert found(with_new).findings[0].state == OK and not found(with_new).commit
+    before = found(clean)  # is what git has, without the file that came later
+    assert before.findings[0].state == OK and before.commit == data["code"]["commit"]
+    new.unlink()
+    recipe.write_text(recipe.read_text() + "changed = 1\n")
+    git(checkout, "add", ".")
+    data["code"]["recipe"]["sha256"] = file_sha256(str(recipe))
+    staged = files_sha256(str(checkout / "recipes"))
+    assert [one.state for one in found(staged).findings] == [OK, OK]
+    git(checkout, "reset", "-q", "--hard")
+    for files in (with_new, staged):
+        finding = found(files).findings[0]
+        assert finding.state == GONE and "new or staged files" in finding.text
+        assert finding.fix == "--best-effort takes what is here"
+
+
 @pytest.mark.parametrize(("recipe", "state"), [
     ({"path": "recipes/inference/generate.py", "sha256": "0" * 64}, OTHER),
     ({"path": "recipes/inference/generate.py"}, UNKNOWN),
