@@ -44,21 +44,30 @@ def find_code(record: Record, home: str, cache: str) -> Code:
     part = record.part("code")
     commit, was_dirty = record.text("commit", "code"), part.get("dirty")
     commit = commit if COMMIT.fullmatch(commit) else ""
-    here, is_dirty = read_commit(home), has_changes(home)
-    files = part.get("files_sha256")
-    if was_dirty is True or not commit:
-        found.findings.append(_uncommitted(commit, files, home))
-    elif commit == here and not is_dirty and _has_files(home, files):
-        text = f"commit {commit[:12]}, as it is here"
-        unknown = "; the record does not know of changes" if was_dirty is None else ""
-        found.findings.append(Finding("code", OK, text + unknown))
-    else:
-        found.findings.append(_other_commit(commit, here, home, files))
-        if found.findings[-1].state == OK:
-            found.commit, found.home = commit, copy_folder(commit, cache)
+    finding, is_copied = _find(commit, was_dirty, part.get("files_sha256"), home)
+    found.findings.append(finding)
+    if is_copied:
+        found.commit, found.home = commit, copy_folder(commit, cache)
     found.recipe, finding = _find_recipe(record, found, home)
     found.findings.append(finding)
     return found
+
+
+def _find(commit: str, was_dirty: object, files: object, home: str) -> tuple[Finding, bool]:
+    """Return what is known of the code, and whether it is a commit to copy."""
+    here, is_dirty = read_commit(home), has_changes(home)
+    if was_dirty is True or not commit:
+        finding = _uncommitted(commit, files, home)
+        if finding.state == OK or not commit or not isinstance(files, str):
+            return finding, False
+        # A checkout that was copied has changes by the times of its files, and none in fact.
+        committed = _other_commit(commit, here, home, files)
+        return (committed, True) if committed.state == OK else (finding, False)
+    if commit == here and not is_dirty and _has_files(home, files):
+        unknown = "; the record does not know of changes" if was_dirty is None else ""
+        return Finding("code", OK, f"commit {commit[:12]}, as it is here{unknown}"), False
+    finding = _other_commit(commit, here, home, files)
+    return finding, finding.state == OK
 
 
 def copy_folder(commit: str, cache: str) -> str:

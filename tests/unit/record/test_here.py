@@ -171,6 +171,17 @@ def test_new_and_staged_files_are_known_by_their_hash(
         assert finding.fix == "--best-effort takes what is here"
 
 
+def test_changes_only_by_the_times_of_files(
+    data: dict[str, Any], checkout: Path, tmp_path: Path
+) -> None:
+    """As in a checkout that was copied: git has all that ran."""
+    files = files_sha256(str(checkout / "recipes"))
+    (checkout / "recipes/inference/generate.py").write_text("later")
+    found = code(data, checkout, tmp_path, dirty=True, files_sha256=files)
+    assert [one.state for one in found.findings] == [OK, OK]
+    assert found.commit == data["code"]["commit"] and "copied out" in found.findings[0].text
+
+
 @pytest.mark.parametrize(("recipe", "state"), [
     ({"path": "recipes/inference/generate.py", "sha256": "0" * 64}, OTHER),
     ({"path": "recipes/inference/generate.py"}, UNKNOWN),
