@@ -170,7 +170,9 @@ def _code(record: Record) -> str:
     state = words.get(dirty, "") if isinstance(dirty, bool) else ""
     name, digest = recipe_file(record)
     recipe = f"{name} {digest[:12]}" if digest else name
-    return ", ".join(part for part in (f"commit {commit or 'not known'}", state, recipe) if part)
+    files = record.text("files_sha256", "code")
+    parts = (f"commit {commit or 'not known'}", state, recipe, files and f"recipes/ {files[:12]}")
+    return ", ".join(part for part in parts if part)
 
 
 def _image(record: Record) -> str:
