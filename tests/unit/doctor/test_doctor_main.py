@@ -74,24 +74,28 @@ def test_an_overall_limit_and_an_interruption(here: dict[str, str], tmp_path: Pa
     stuck = tmp_path / "stuck"
     stuck.write_text(f"#!/bin/sh\necho $$ >> '{tmp_path}/ids'\nexec sleep 99\n", encoding="utf-8")
     stuck.chmod(0o755)
+    ids = tmp_path / "ids"
+    ids.touch()
     env = {**here, "PATH": here["PATH"] + ":/usr/bin:/bin", "LLM_APPTAINER": str(stuck)}
     begin = time.monotonic()
     done = doctor(env, "--limit", "5")
-    assert time.monotonic() - begin < 6.5
+    assert time.monotonic() - begin < 25  # the check's own limit is 30
     assert "fail  apptainer          did not end within" in done.stdout
     # A folder that is being tried when the end comes: its file is removed all the same.
     folder = tmp_path / "tried"
     folder.mkdir()
+    before = len(ids.read_text(encoding="utf-8").split())
     process = subprocess.Popen(
         [PROGRAM], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while len((tmp_path / "ids").read_text(encoding="utf-8").split()) < 2:
+    while len(ids.read_text(encoding="utf-8").split()) == before:
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=5)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
-    until = time.monotonic() + 5
-    for number in (tmp_path / "ids").read_text(encoding="utf-8").split():
+    until = time.monotonic() + 60
+    for number in ids.read_text(encoding="utf-8").split():
         while os.path.exists(f"/proc/{number}") and time.monotonic() < until:
             time.sleep(0.02)
         assert not os.path.exists(f"/proc/{number}")

@@ -25,11 +25,11 @@ def test_inbox() -> None:
     reading, writing = os.pipe()
     os.write(writing, (pack(0, {"peers": []}) + pack(0, {"stop": True})).encode())
     inbox = Inbox(reading)
-    assert inbox.wait(time.monotonic() + 5) == {"peers": []}
-    assert inbox.wait(time.monotonic() + 5) == {"stop": True}
+    assert inbox.wait(time.monotonic() + 60) == {"peers": []}
+    assert inbox.wait(time.monotonic() + 60) == {"stop": True}
     begin = time.monotonic()
     assert inbox.wait(begin + 0.2) is None
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 30
     os.close(writing)
     assert inbox.wait(time.monotonic() + 60) is None
     os.close(reading)

@@ -19,7 +19,8 @@ from _llm.doctor.finding import FAIL, OK, SKIP, WARN
 def port() -> Iterator[int]:
     """A port that answers as another node would, with a clock 90 seconds ahead."""
     listener = peers.listen()
-    process = peers.serve(listener, 30, lambda: time.time() + 90)
+    # For longer than a slow name service takes to say that there is no such host.
+    process = peers.serve(listener, 300, lambda: time.time() + 90)
     yield int(listener.getsockname()[1])
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)

@@ -42,6 +42,7 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, na
     program.write_text(f"#!/bin/sh\necho \"$*\" > '{tmp_path}/asked'\necho x 9 8 8 - 1 0 0 -\n")
     program.chmod(0o755)
     monkeypatch.setattr(quota, "file_system_of", lambda path: kind)
+    monkeypatch.setattr(quota, "ANSWER_SECONDS", 60.0)  # users may not wait for a slow machine
     folder = Folder("cache", str(tmp_path / "not yet"), "fix")
     (found,) = quota.quota(folder, {"PATH": f"{tmp_path}:/bin"}, lambda text: None)
     assert found.status == FAIL
