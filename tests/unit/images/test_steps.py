@@ -84,23 +84,32 @@ def test_a_failing_program_shows_the_tail_and_the_log(tmp_path: Path) -> None:
 
 def test_an_interrupted_build_ends_what_it_started(tmp_path: Path) -> None:
     """SIGINT to the builder reaches programs that are in a session of their own."""
+    # The program takes no notice of TERM, but for a file. Signals come once it is waited for, and
+    # once it was asked to end: files say so, however slow the machine is.
     code = ("import sys, os; sys.path.insert(0, sys.argv[1])\n"
-            "from pathlib import Path\nfrom _llm.images.steps import Log\n"
+            "from pathlib import Path\nfrom subprocess import Popen\n"
+            "from _llm.images.steps import Log\n"
             "from _llm.image import end_like_ctrl_c\nend_like_ctrl_c()\n"
-            "script = \"trap '' TERM; sleep 61 & echo $! > child; wait\"\n"
+            "wait = Popen.wait\n"
+            "Popen.wait = lambda *a, **k: (Path('waited').touch(), wait(*a, **k))[1]\n"
+            "script = \"trap '' TERM; sleep 61 & trap 'touch asked' TERM; echo $! > child; \" \\\n"
+            "    \"while kill -0 $!; do wait; done\"\n"
             "Log(Path(sys.argv[2])).run(['sh', '-c', script], os.environ, 'x')\n")
     process = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parents[3] / "bin"),
                                 str(tmp_path / "log")], cwd=tmp_path, stderr=subprocess.DEVNULL)
     child = tmp_path / "child"
-    deadline = time.monotonic() + 20
-    while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while not (child.exists() and child.read_text() and (tmp_path / "waited").exists()):
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    # A terminal's Ctrl-C, what `make verify-image` sends on, and an impatient user; the program
-    # takes no notice of TERM.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+    process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C
+    while not (tmp_path / "asked").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    # What `make verify-image` sends on, and an impatient user.
+    for number in (signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
-        time.sleep(0.3)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     deadline = time.monotonic() + 20
     while is_running(child.read_text().strip()) and time.monotonic() < deadline:
         time.sleep(0.05)
