@@ -102,10 +102,10 @@ def test_the_same_version_again_replaces_it_in_one_step(source: Path, prefix: Pa
     seen = set()
     again = subprocess.Popen(["sh", str(source / "bin/_llm/tool.sh"), "install", "--prefix",
                               str(prefix)], stdout=subprocess.DEVNULL)
-    while again.poll() is None:
+    while not seen or again.poll() is None:
         seen.add((link / "bin/llm-run").is_file() and (link / "recipes").is_dir())
         time.sleep(0.001)
-    assert again.returncode == 0 and seen == {True}
+    assert again.wait() == 0 and seen == {True}
     assert link.resolve() != first
     # A program that started before goes on with what it started with.
     assert (first / "recipes/llm_recipes").is_dir()
