@@ -26,6 +26,7 @@ from _llm.apptainer import exec_flags  # noqa: E402
 from _llm.errors import LLMError  # noqa: E402
 from _llm.images import build as builder  # noqa: E402
 from _llm.images.catalog import load_image  # noqa: E402
+from _llm.locking import only_one  # noqa: E402
 
 DEFINITION = """\
 Bootstrap: localimage
@@ -266,12 +267,16 @@ def start(request: builder.Request) -> subprocess.Popen[str]:
 
 
 def test_two_builds_at_once_give_one_image(request_: builder.Request, tmp_path: Path) -> None:
-    first, second = start(request_), start(request_)
-    outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
-    assert first.returncode == second.returncode == 0, outputs
+    request_.images.mkdir()
+    # Neither may be through before the other one starts: both wait for a third.
+    with only_one(request_.images / ".tiny.lock"):
+        both = [start(request_) for _ in range(2)]
+        for process in both:
+            assert process.stdout and any("waiting for it" in line for line in process.stdout)
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
     assert sum("1/5 inputs" in output for output in outputs) == 1, outputs
-    assert any("waiting for it" in output for output in outputs), outputs
     assert leftovers(request_, tmp_path / "work") == []
 
 
