@@ -302,6 +302,7 @@ def on_a_terminal(
 ) -> tuple[int, str]:
     """Start a program on a terminal of its own, answer its question, wait for its end."""
     import pty
+    import termios
 
     child, handle = pty.fork()
     if child == 0:
@@ -317,7 +318,9 @@ def on_a_terminal(
         seen += piece
         if question.encode() in seen and not answered:
             answered = True
-            time.sleep(0.3)  # until the terminal does not echo any more
+            # What is typed before the terminal stops to echo may be thrown away then.
+            while termios.tcgetattr(handle)[3] & termios.ECHO:
+                time.sleep(0.02)
             os.write(handle, answer.encode())
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), seen.decode(errors="replace")
