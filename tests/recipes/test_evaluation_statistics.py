@@ -288,14 +288,14 @@ def test_single_result_in_time() -> None:
         )
         for n in range(1668)
     ]  # fmt: skip
-    started = time.perf_counter()
+    started = time.process_time()
     for name, kind in (("em", "right"), ("f1", "mean")):
         mean = float(np.mean([item.scores[name] for item in items]))
         found = with_interval(name, Metric(mean, True, kind), items)  # type: ignore[arg-type]
         assert found.low is not None and found.high is not None
         assert 0 <= found.low < mean < found.high <= 1
         assert found.items == 1668
-    assert time.perf_counter() - started < 2  # 0.1 s, but other tests run beside
+    assert time.process_time() - started < 2  # 0.1 s of a CPU, whatever else runs beside
 
 
 def test_single_results_without_an_interval() -> None:

@@ -92,10 +92,11 @@ def test_a_rank_that_waits_for_a_dead_one_leaves() -> None:
         "from llm_recipes import stop_together\n"
         "stop_together.LOST_SECONDS = 1.0\n"
         "with stop_together.StopWatch(0) as watch:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        # All within: between the steps a second without CPU time would be one of waiting.
         "    with watch.saving():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        time.sleep(3)\n"
-        "    print('saved', flush=True)\n"
+        "        print('saved', flush=True)\n"
         "    time.sleep(60)\n"
     )
     began = time.monotonic()
