@@ -67,8 +67,9 @@ def test_an_exception_ends_the_program() -> None:
 
 
 def test_a_program_that_ignores_the_request_is_killed() -> None:
-    with started_program(shell("trap '' TERM; sleep 100 & wait"), grace_s=0.2) as process:
-        time.sleep(0.2)
+    deaf = shell("trap '' TERM; echo deaf; sleep 100 & wait")
+    with started_program(deaf, grace_s=0.2) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"deaf\n"
     assert process.returncode == -signal.SIGKILL
 
 

@@ -391,8 +391,8 @@ def test_a_server_that_is_never_ready(stand_in: Path) -> None:
 def test_a_server_that_dies(stand_in: Path, script: str, words: str) -> None:
     began = time.monotonic()
     with pytest.raises(LLMError, match=words) as error, start(stand_in, script) as server:
-        wait(server)
-    assert time.monotonic() - began < 5
+        wait(server, 120)
+    assert time.monotonic() - began < 60
     assert "no such tensor" in error.value.why or "--mem" in error.value.fix
 
 
@@ -412,8 +412,8 @@ def test_a_server_that_hangs_is_not_waited_for(
     ):
         server._url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
-        server.drain(60, lambda: time.monotonic() > began + 0.5)
-        assert time.monotonic() - began < 3
+        server.drain(120, lambda: time.monotonic() > began + 0.5)
+        assert time.monotonic() - began < 60
 
 
 def test_signals_of_the_scheduler_do_not_reach_it(stand_in: Path) -> None:
@@ -425,7 +425,9 @@ def test_signals_of_the_scheduler_do_not_reach_it(stand_in: Path) -> None:
         "print('up', flush=True); time.sleep(60)"
     )
     with start(stand_in, script, sys.executable) as server:
+        began = time.monotonic()
         while not server.log.recent:
+            assert time.monotonic() - began < 30
             time.sleep(0.02)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
             os.kill(server.process.pid, number)

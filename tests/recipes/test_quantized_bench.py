@@ -419,8 +419,9 @@ def test_an_interruption_keeps_what_was_measured(
     env = {**recipe_environment(), "STUB": json.dumps({"1": "hang"})}
     with subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) as process:
         pid_file = tmp_path / "starts.pid"
-        for _ in range(1200):
-            if pid_file.exists() and pid_file.read_text():
+        kept = tmp_path / NAME / bench_results.RESULTS
+        for _ in range(1200):  # until it hangs, and bench.py has taken what it said before
+            if all(path.exists() and path.read_text() for path in (pid_file, kept)):
                 break
             time.sleep(0.1)
         process.send_signal(number)
