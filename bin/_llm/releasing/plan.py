@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +25,11 @@ from _llm.printable import shown
 from _llm.releasing import files, manifest, source
 from _llm.run import VERSION
 from _llm.settings import load_settings
+from _llm.signing.keys import MOST_BYTES
+from _llm.signing.sign import why_not_private
 
 HOME = Path(__file__).resolve().parents[3]
+SECRET = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,11 @@ def make_plan(options: argparse.Namespace) -> tuple[Plan | None, list[LLMError]]
     built: list[Built] = []
     tree, apptainer = None, ""
     try:
+        if not (HOME / "containers").is_dir():
+            raise LLMError(f"{HOME} is no checkout", "an installation holds nothing that images "
+                           "are built from", "make release … in the checkout it was installed from")
         tree = source.read_source(HOME, builder.epoch_of(newest_lock(HOME / "containers")))
-        faults += tree_faults(tree, options.version, options.allow_dirty)
+        faults += tree_faults(tree, options.version, options.allow_dirty, options.key)
     except LLMError as error:
         faults.append(error)
     try:
@@ -112,7 +120,14 @@ def option_faults(options: argparse.Namespace, output: Path) -> list[LLMError]:
                                "leave one of them out"))
     for name, path in (("KEY", options.key), ("--public-key", options.public_key)):
         if path and not os.path.isfile(path):
-            faults.append(LLMError(f"{name}={path} is no file", "no such file", "correct the path"))
+            why = "it is a folder" if os.path.isdir(path) else "no such file"
+            faults.append(LLMError(f"{name}={path} is no file", why, "correct the path"))
+    if os.path.isfile(options.key) and (why := why_not_private(options.key, "apptainer")):
+        faults.append(LLMError(f"{options.key} is no private key that can be used", why,
+                               "KEY is a PEM file: openssl genpkey -algorithm ed25519 -out FILE"))
+    if not nearest(output).is_dir():
+        faults.append(LLMError(f"OUTPUT={output} is no folder", f"{nearest(output)} is a file",
+                               "correct the path"))
     if options.public_key and not (options.key or options.signer):
         faults.append(LLMError("--public-key does not sign anything", "KEY or SIGNER is missing",
                                "make release … KEY=private.pem"))
@@ -122,14 +137,23 @@ def option_faults(options: argparse.Namespace, output: Path) -> list[LLMError]:
     return faults
 
 
-def tree_faults(tree: source.Source, version: str, allow_dirty: bool) -> list[LLMError]:
-    """Return what keeps this tree from being released as this version."""
+def tree_faults(
+    tree: source.Source, version: str, allow_dirty: bool, key: str = "",
+) -> list[LLMError]:
+    """Return what keeps this tree from being released as this version. key: that will sign it."""
     faults = []
     if manifest.SEMANTIC.fullmatch(version):
         faults += source.tag_faults(HOME, version, tree.commit)
-    if tree.changes and not allow_dirty:
-        listed = ", ".join(shown(name) for name in tree.changes[:5])
-        more = f" and {len(tree.changes) - 5} more" if tree.changes[5:] else ""
+    secret = secret_files(tree, key)
+    if secret:
+        words = " ".join(shlex.quote(str(HOME / name)) for name in secret)
+        faults.append(LLMError(
+            "a private key lies in the checkout: everybody would get it with the source",
+            ", ".join(map(shown, secret)), f"mv {words} ~/"))
+    changes = [name for name in tree.changes if name not in secret]
+    if changes and not allow_dirty:
+        listed = ", ".join(shown(name) for name in changes[:5])
+        more = f" and {len(changes) - 5} more" if changes[5:] else ""
         faults.append(LLMError(
             "the checkout has changes that are not committed: no release of it", listed + more,
             "git commit, or: make release … ARGS=--allow-dirty   (the manifest says so)"))
@@ -139,6 +163,23 @@ def tree_faults(tree: source.Source, version: str, allow_dirty: bool) -> list[LL
         faults.append(LLMError("some files of the checkout can't be released", "; ".join(odd[:10]),
                                "rename them"))
     return faults
+
+
+def secret_files(tree: source.Source, key: str) -> list[str]:
+    """Return the files that would be released and hold a private key.
+
+    Those of the commit are its author's affair, such as keys of tests, but for the one that signs.
+    """
+    own = os.path.relpath(os.path.realpath(key), HOME.resolve()) if key else ""
+    found = []
+    for name in tree.files:
+        path = HOME / name
+        if name == own:
+            found.append(name)
+        elif name in tree.changes and path.is_file():
+            with open(path, "rb") as file:
+                found += [name] if SECRET.search(file.read(MOST_BYTES)) else []
+    return found
 
 
 def newest_lock(containers: Path) -> str:

@@ -195,21 +195,26 @@ def choose_signer(apptainer: str, wanted: str) -> Signer:
                    "make sign SIGNER=FINGERPRINT")
 
 
-def _pem_signer(apptainer: str, key: str) -> Signer:
-    """Return the signer that a PEM file is. Learned by signing something small with it."""
-    why = ""
+def why_not_private(key: str, apptainer: str) -> str:
+    """Say why a file is no private PEM key that Apptainer can sign with; "" where it may be one."""
     try:
         with open(key, "rb") as file:
             data = file.read(MOST_BYTES)
-        if b"PGP PRIVATE KEY" in data:
-            why = f"it is a PGP key; import it: '{apptainer}' key import '{key}', then name it: " \
-                  "make sign SIGNER=..."
-        elif b"ENCRYPTED PRIVATE KEY-----" in data and b"SIGSTORE" not in data:
-            why = "it has a passphrase, which Apptainer does not ask for in PEM files"
-        elif b"PRIVATE KEY-----" not in data:
-            why = "it holds no private key in PEM form"
     except OSError as error:
-        why = error.strerror or str(error)
+        return error.strerror or str(error)
+    if b"PGP PRIVATE KEY" in data:
+        return (f"it is a PGP key; import it: '{apptainer}' key import '{key}', then name it: "
+                "SIGNER=...")
+    if b"ENCRYPTED PRIVATE KEY-----" in data and b"SIGSTORE" not in data:
+        return "it has a passphrase, which Apptainer does not ask for in PEM files"
+    if b"PRIVATE KEY-----" not in data:
+        return "it holds no private key in PEM form"
+    return ""
+
+
+def _pem_signer(apptainer: str, key: str) -> Signer:
+    """Return the signer that a PEM file is. Learned by signing something small with it."""
+    why = why_not_private(key, apptainer)
     if not why:
         with check.private_folder("") as folder:
             small, part = os.path.join(folder, "small.sif"), os.path.join(folder, "part")

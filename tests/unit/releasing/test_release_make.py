@@ -110,6 +110,40 @@ def test_a_changed_tree_is_known_by_every_kind_of_change(
     assert again == found
 
 
+def test_a_private_key_in_the_checkout_is_never_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = make_checkout(tmp_path / "c")
+    monkeypatch.setattr(plan, "HOME", home)
+    keys_of_tests = Path(__file__).parents[1] / "signing/keys"
+    shutil.copy(keys_of_tests / "ed25519.pem", home / "it's mine.pem")
+    shutil.copy(keys_of_tests / "once.secret.asc", home / "ann.asc")
+    (home / "bin/about.py").write_text('if b"-----BEGIN PRIVATE KEY-----" in data:\n')
+    found = source.read_source(home, 0)
+    [secret, fault] = plan.tree_faults(found, "1.2.0", False)
+    assert "private key" in secret.what and secret.why == "ann.asc, it's mine.pem"
+    assert f"'{home}/it'\"'\"'s mine.pem'" in secret.fix
+    assert "bin/about.py" in fault.why and ".pem" not in fault.why + fault.fix
+    assert [each.what for each in plan.tree_faults(found, "1.2.0", True)] == [secret.what]
+    git(home, "add", ".")
+    git(home, "commit", "-qm", "a key, too")
+    found = source.read_source(home, 0)
+    assert plan.tree_faults(found, "1.2.0", False, str(tmp_path / "elsewhere.pem")) == []
+    (tmp_path / "link.pem").symlink_to(home / "it's mine.pem")
+    for key in (home / "it's mine.pem", tmp_path / "link.pem"):
+        [secret] = plan.tree_faults(found, "1.2.0", False, str(key))
+        assert secret.why == "it's mine.pem"
+
+
+def test_an_installation_is_no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "HOME", tmp_path)
+    options = argparse.Namespace(version="1.2.0", key="", signer="", public_key="", archive="",
+                                 output="", variant="", base="", cuda_architectures="",
+                                 allow_dirty=False, without_missing=False)
+    done, faults = plan.make_plan(options)
+    assert done is None and faults[0].what == f"{tmp_path} is no checkout"
+
+
 def test_a_dirty_release_says_so(tmp_path: Path) -> None:
     home = make_checkout(tmp_path / "checkout")
     (home / "new.py").write_text("")
@@ -288,6 +322,15 @@ def test_all_faults_of_the_options_at_once(tmp_path: Path) -> None:
     wrong = {**nothing, "public_key": __file__}
     assert [error.what for error in plan.option_faults(argparse.Namespace(**wrong), tmp_path)] == [
         f"{tmp_path}/llm-recipes-1.2.0 is there already", "--public-key does not sign anything"]
+    (tmp_path / "file").write_text("no key")
+    wrong = {**nothing, "key": str(tmp_path / "file")}
+    found = plan.option_faults(argparse.Namespace(**wrong), tmp_path / "file/out")
+    assert [error.what for error in found] == [
+        f"{tmp_path}/file is no private key that can be used",
+        f"OUTPUT={tmp_path}/file/out is no folder"]
+    wrong = {**nothing, "key": str(tmp_path)}
+    [error] = plan.option_faults(argparse.Namespace(**wrong), tmp_path / "new/folder")
+    assert "it is a folder" in error.why
 
 
 def test_make_passes_what_was_typed_and_no_more() -> None:
