@@ -8,6 +8,7 @@ Every fault is found in one go. The folder is only read, and no link in it is fo
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,14 +55,19 @@ def find_folder(given: str) -> Path:
         raise LLMError("which release?", "FROM is empty", f"make import FROM=/path/{NAME}-1.2.0")
     folder = Path(os.path.abspath(os.path.expanduser(given)))
     if not folder.is_dir():
-        why = "it is a file; unpack it first" if folder.is_file() else "no such folder"
-        raise LLMError(f"FROM={shown(given)} is no folder", why, "correct the path")
+        why, fix = "no such folder", "correct the path"
+        if folder.is_file():
+            why = "it is a file; unpack it first"
+            if folder.name in (MANIFEST, SIGNED, SUMS):
+                why = "it is a file of a release"
+                fix = f"make import FROM={shlex.quote(shown(str(folder.parent)))}"
+        raise LLMError(f"FROM={shown(given)} is no folder", why, fix)
     if os.path.lexists(folder / MANIFEST):
         return folder
     inside = sorted(path.name for path in folder.iterdir()
                     if os.path.lexists(path / MANIFEST) and path.name.startswith(NAME))
     raise LLMError(f"{shown(str(folder))} is no release", f"it has no {MANIFEST}",
-                   f"make import FROM={shown(str(folder / inside[-1]))}" if inside else
+                   f"make import FROM={shlex.quote(shown(str(folder / inside[-1])))}" if inside else
                    "give the folder that make release made; a copy of it may have broken off")
 
 

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     end_like_ctrl_c()
     folder = check.find_folder(options.folder)
+    refuse_source_inside(folder)
     settings = load_settings(os.environ, str(HOME))
     keys = [os.path.expanduser(options.key)] if options.key else settings.items("container", "keys")
     trusted = load_keys(keys)
@@ -90,6 +92,18 @@ def main(arguments: Sequence[str]) -> int:
     if options.prefix:
         return install_source(folder, result.manifest, options)
     return 0
+
+
+def refuse_source_inside(folder: Path) -> None:
+    """Raise LLMError where this program lies in the release: its files would all be foreign."""
+    release = folder.resolve()
+    if release in (HOME, *HOME.parents):
+        away = shlex.quote(shown(str(release.parent / "source")))
+        raise LLMError(
+            f"the source was unpacked into the release itself, {shown(str(release))}",
+            "a release holds its own files and no others, and this program is one of the others",
+            "remove that folder and copy the release again; then unpack the source elsewhere: "
+            f"mkdir {away}; tar -xf {release.name}.tar -C {away}")
 
 
 def image_folder(settings: Settings, prefix: str) -> Path:

@@ -286,6 +286,7 @@ def test_what_is_no_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "said"), [
     ("", "which release?"), ("/no/such/folder", "is no folder"), ("file", "is no folder"),
     ("out", "llm-recipes-1.2.0"), ("empty", "is no release"),
+    ("out/llm-recipes-1.2.0/manifest.json", "it is a file of a release"),
 ])
 def test_no_release(
     folder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str,
@@ -297,6 +298,17 @@ def test_no_release(
     with pytest.raises(check.LLMError) as raised:
         receive.main(["--from", given])
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("place", [".", "llm-recipes-1.2.0"])
+def test_a_source_that_was_unpacked_into_the_release(
+    folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch, place: str,
+) -> None:
+    """`tar -xf` beside the release makes a folder of the very name that the release has."""
+    monkeypatch.setattr(receive, "HOME", (folder / place).resolve())
+    with pytest.raises(check.LLMError, match="unpacked into the release itself") as raised:
+        take(folder, "--check")
+    assert "tar -xf llm-recipes-1.2.0.tar -C" in raised.value.fix
 
 
 def test_an_image_that_is_there_is_kept(
