@@ -15,8 +15,9 @@ LLM_RUN = str(REPOSITORY / "bin" / "llm-run")
 # Small and quick to start: Python without torch.
 SMALL = ("--image", "base")
 
-# Counts to a number, a step a second, and goes on where an earlier start was stopped: a training
-# with checkpoints, without the training.
+# Counts to a number, two steps a second, and goes on where an earlier start was stopped: a training
+# with checkpoints, without the training. Its first start does not get there by itself: what is to
+# stop it comes in time on every machine.
 COUNT = """
 import os, sys, time
 from llm_recipes.stop_signals import declare_unfinished, restarts, seconds_left, stop_requested
@@ -25,7 +26,7 @@ done = int(open(path).read()) if os.path.exists(path) else 0
 print("from", done, "start", restarts(), "left", seconds_left(), flush=True)
 while done < goal:
     time.sleep(0.5)
-    done += 1
+    done += restarts() > 0 or done < goal - 1
     with open(path + ".new", "w") as file:
         file.write(str(done))
     os.replace(path + ".new", path)
@@ -89,7 +90,7 @@ class Desk:
         """Return what a file holds."""
         return (self.folder / name).read_text(encoding="utf-8", errors="replace")
 
-    def wait_for_text(self, name: str, words: str = "", timeout: float = 30) -> str:
+    def wait_for_text(self, name: str, words: str = "", timeout: float = 90) -> str:
         """Wait until a file holds something, and these words; return its text."""
 
         def look() -> str:
@@ -99,11 +100,19 @@ class Desk:
             look, lambda text: text != "" and words in text, timeout, f"no '{words}' in {name}"
         )
 
-    def terminal(self, command: str, typed: str = "", timeout: float = 60) -> str:
-        """Run a command on a pseudo-terminal and type into it; return what the screen shows."""
+    def terminal(self, command: str, typed: str = "", timeout: float = 120) -> str:
+        """Run a command on a pseudo-terminal; return what the screen shows.
+
+        typed: for the shell that the command starts.
+        """
         # `script` takes one string for a shell.
-        words = ["script", "-qec", command, "/dev/null"]
-        done = self.cluster.run(words, cwd=str(self.folder), input=typed, timeout=timeout)
+        screen = shlex.join(["script", "-qec", command, "/dev/null"])
+        if typed:
+            # A terminal forgets what is typed before the shell listens, and that takes its time.
+            knock = f"echo {shlex.quote('touch ' + shlex.quote(f'{self.folder}/listens'))}"
+            wait = f"rm -f listens; until [ -e listens ]; do {knock}; sleep 0.5; done"
+            screen = f"{{ {wait}; printf %s {shlex.quote(typed)}; }} | {screen}"
+        done = self.run(screen, timeout=timeout)
         return done.stdout + done.stderr
 
     def llm_run(self, *words: str) -> str:
