@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import make_model, recipe_environment
+from paused import go_on, paused, wait_for_pause
 from task_files import GROUPED, HARNESS, NAMES, harness_function, metrics, write_task, write_tasks
 
 torch = pytest.importorskip("torch")
@@ -279,8 +280,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     )
     given = ["--model", model_folder, "--tasks", "choose,long,read", "--include", folder]
     given += ["--output", tmp_path / "out", "--cache", tmp_path / "answers", "--batch-size", 2]
+    # Among the 900 tokens of `long`: `choose` comes before, with less than 50 forward passes.
     running = subprocess.Popen(
-        command(*given),
+        paused("transformers:LlamaForCausalLM.forward", 100, command(*given)),
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -290,7 +292,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     for line in running.stderr:
         if line == "long: 12 answers\n":
             break
+    pid = wait_for_pause(running)
     running.send_signal(signal.SIGTERM)
+    go_on(pid, signal.SIGTERM)
     said = running.stderr.read()
     assert running.wait(timeout=60) == 143, said
     assert "the answers to 1 of 3 tasks are kept" in said and "the same command goes on" in said

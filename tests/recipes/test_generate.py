@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from conftest import RECIPES, Run, generate_command, make_model, recipe_environment
+from paused import go_on, paused, wait_for_pause
 
 from llm_recipes.cli import run_recipe
 
@@ -27,6 +27,7 @@ sys.path.insert(0, str(RECIPES / "inference"))
 from generate import generate as recipe
 
 LATIN1 = os.fsdecode("café".encode("latin1"))  # what a terminal in another encoding sends
+STEP = "llm_recipes.running_batch:RunningBatch.step"  # a token more of each prompt
 TEXTS = ["The import statement", "A class", "Lists may be constructed in several ways", "x"]
 
 
@@ -420,35 +421,27 @@ def test_interrupted_and_continued(
     partial = tmp_path / "a.jsonl.partial"
     options = ["--model", model_folder, "--prompts", asked, "--batch-size", 1]
     options += ["--max-new-tokens", 40, "--ignore-eos", "--temperature", 1, "--output"]
+    # In the middle of the third answer: each takes 39 steps.
+    command = paused(STEP, 98, generate_command([*options, output]))
     with subprocess.Popen(
-        generate_command([*options, output]),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=recipe_environment(),
+        command, stderr=subprocess.PIPE, text=True, env=recipe_environment()
     ) as running:
-        wait_for_lines(partial, 3, running)
-        os.kill(running.pid, number)
+        pid = wait_for_pause(running)
+        os.kill(pid, number)
+        go_on(pid, number)
         _, error = running.communicate(timeout=60)
     assert running.returncode == status
     assert "Traceback" not in error
     assert "the same command goes on" in error
     assert not output.exists()
     kept = rows(partial)[1:]
-    assert 2 <= len(kept) < 24
+    assert len(kept) == 2
     assert json.loads((tmp_path / "a.run.json").read_text())["status"] == "interrupted"
     assert run(*options, output) == 0
     assert [row["id"] for row in rows(output)] == list(range(1, 25))
     assert all(row in rows(output) for row in kept)
     assert run(*options, tmp_path / "uninterrupted.jsonl") == 0
     assert (tmp_path / "uninterrupted.jsonl").read_bytes() == output.read_bytes()
-
-
-def wait_for_lines(path: Path, count: int, running: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 90
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert running.poll() is None, "ended before it could be interrupted"
-        assert time.monotonic() < end, "no answers came"
-        time.sleep(0.01)
 
 
 def test_two_runs_do_not_write_one_file(

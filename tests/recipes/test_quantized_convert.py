@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import RECIPES, recipe_environment
+from paused import go_on, paused, wait_for_pause
 from safetensors.torch import load_file, save_file
 from test_merge import make_adapter
 
@@ -301,18 +302,23 @@ def test_terminated(tiny_hf: Path, tmp_path: Path) -> None:
     """Stopped while the models read: the longest part, after the weights were written."""
     arguments = ["--model", tiny_hf, "--output", tmp_path / "a.gguf", "--check-tokens", "40000"]
     process = subprocess.Popen(
-        command(*arguments), stderr=subprocess.PIPE, text=True, env=recipe_environment()
+        paused("transformers:LlamaForCausalLM.forward", 20, command(*arguments)),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=recipe_environment(),
     )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("comparing"):
             break
-    assert names(tmp_path) == [".a.gguf.partial"]
+    pid = wait_for_pause(process)
+    there = names(tmp_path)
     process.send_signal(signal.SIGTERM)
+    go_on(pid, signal.SIGTERM)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == 143, rest
     assert "Traceback" not in rest
-    assert names(tmp_path) == []
+    assert there == [".a.gguf.partial"] and names(tmp_path) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("torch")
 
 from conftest import RECIPES, recipe_environment
+from paused import go_on, paused, wait_for_pause
 from test_generate import TEXTS, files, rows
 from test_generate import run as transformers_run
 
@@ -202,18 +202,17 @@ def test_ctrl_c_keeps_answers_and_the_same_command_goes_on(tiny_gguf: Path, tmp_
     command += ["--output", str(output), "--max-new-tokens", "60", "--parallel", "2"]
     command += ["--ignore-eos"]
     partial = output.with_name("answers.jsonl.partial")
-    with subprocess.Popen(command, env=recipe_environment(), stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not (partial.exists() and partial.read_bytes().count(b"\n") > 3):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+    # In the middle of the third pair of answers: each takes 59 steps.
+    stops = paused("llm_recipes.gguf.decoder:GgufDecoder._step", 150, command)
+    with subprocess.Popen(stops, env=recipe_environment(), stderr=subprocess.PIPE) as process:
+        pid = wait_for_pause(process)
+        os.kill(pid, signal.SIGINT)
+        go_on(pid, signal.SIGINT)
         assert process.stderr is not None
         said = process.stderr.read().decode()
         assert process.wait(60) == 130
     assert "answers are kept: the same command goes on" in said
-    kept = partial.read_bytes().count(b"\n") - 1
-    assert 0 < kept < 400
+    assert partial.read_bytes().count(b"\n") == 1 + 4
     arguments = command[2:]
     arguments[arguments.index("--parallel") + 1] = "16"
     assert run(*arguments) == 0

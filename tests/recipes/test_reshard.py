@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -38,6 +37,7 @@ from meta_checkpoints import (
     shard,
     weights,
 )
+from paused import go_on, paused, wait_for_pause
 from safetensors.torch import load_file, save_file
 
 from llm_recipes.errors import LLMError
@@ -949,14 +949,15 @@ def test_memory_is_bounded_whatever_the_model(
 def test_stopped_by_ctrl_c_nothing_is_left(large: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--model", str(large), "--to", "meta"]
     command += ["--model-parallel", "8", "--output", str(tmp_path / "out"), "--dtype", "fp32"]
+    command = paused("llm_recipes.torch_writer:TorchFile.write", 20, command)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=recipe_environment()
     ) as running:
-        until = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.partial-*/*.07.pth")) and time.monotonic() < until:
-            time.sleep(0.005)
+        pid = wait_for_pause(running)
+        begun = list(tmp_path.glob(".out.partial-*/*.07.pth"))
         running.send_signal(signal.SIGINT)
+        go_on(pid, signal.SIGINT)
         _, said = running.communicate(timeout=60)
-    assert running.returncode == 130 and "interrupted" in said, said
+    assert begun and running.returncode == 130 and "interrupted" in said, said
     assert "Traceback" not in said and "Exception ignored" not in said
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from conftest import RECIPES, recipe_environment
 from forked_ranks import Ended, run_ranks
 from meta_checkpoints import LLAMA_1, LLAMA_2, LLAMA_3, LLAMA_3_2, Generation, hf_model
 from meta_checkpoints import make_checkpoint as make
+from paused import go_on, paused, wait_for_pause
 
 from llm_recipes.cli import run_recipe
 from llm_recipes.decoding import DecodeSettings
@@ -430,14 +430,11 @@ def test_plan(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]) -> Non
     assert "rope" in capsys.readouterr().err
 
 
-def torchrun(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start as a user does, with two processes."""
+def torchrun(*arguments: object) -> list[str]:
+    """The command line of two processes, as a user starts them."""
     script = str(RECIPES / "inference" / "sharded.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node=2", script, *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=recipe_environment(), text=True, stderr=subprocess.PIPE, **options
-    )
+    return [*launcher, "--nproc-per-node=2", script, *map(str, arguments)]
 
 
 def test_interrupted_and_resumed(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -446,13 +443,14 @@ def test_interrupted_and_resumed(checkpoint: Checkpoint, tmp_path: Path) -> None
     output, partial = tmp_path / "a.jsonl", tmp_path / "a.jsonl.partial"
     options = ["--prompts", prompts, "--max-new-tokens", 40, "--max-batch-size", 2]
     options += ["--ignore-eos"]
-    started = torchrun("--model", checkpoint(), *options, "--output", output)
+    command = torchrun("--model", checkpoint(), *options, "--output", output)
+    # In the middle of the second batch: each takes 39 steps, which the first process asks for.
+    command = paused("llm_recipes.running_batch:RunningBatch.step", 59, command)
+    started = subprocess.Popen(command, env=recipe_environment(), text=True, stderr=subprocess.PIPE)
     try:
-        end = time.monotonic() + 100
-        while not (partial.exists() and len(rows(partial)) > 2) and time.monotonic() < end:
-            assert started.poll() is None
-            time.sleep(0.05)
+        first = wait_for_pause(started)
         started.send_signal(signal.SIGINT)
+        go_on(first, signal.SIGINT)
         said = started.communicate(timeout=60)[1]
     finally:
         started.kill()
@@ -460,7 +458,7 @@ def test_interrupted_and_resumed(checkpoint: Checkpoint, tmp_path: Path) -> None
     assert "of 24 answers are kept" in said
     assert json.loads((tmp_path / "a.run.json").read_text())["status"] == "interrupted"
     kept = rows(partial)[1:]
-    assert 2 <= len(kept) < 24
+    assert len(kept) == 2
     ends = run_two(tmp_path, "--model", checkpoint(), *options, "--output", output)
     assert [end.status for end in ends] == [0, 0], ends
     assert [row["id"] for row in rows(output)] == list(range(1, 25))

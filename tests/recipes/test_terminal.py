@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -18,16 +19,21 @@ import pytest
 pytest.importorskip("transformers")
 
 from conftest import generate_command, recipe_environment
+from paused import go_on, paused, wait_for_pause
 
 
 class Terminal:
-    """generate.py with a pseudo-terminal as standard input, output and error."""
+    """generate.py with a pseudo-terminal as standard input, output and error.
 
-    def __init__(self, *arguments: object) -> None:
+    pause: before which call of a function it stops itself.
+    """
+
+    def __init__(self, *arguments: object, pause: tuple[str, int] | None = None) -> None:
         self.main, other = pty.openpty()
         fcntl.ioctl(self.main, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+        command = generate_command(arguments)
         self.process = subprocess.Popen(
-            generate_command(arguments),
+            paused(*pause, command) if pause else command,
             env=recipe_environment(),
             preexec_fn=lambda: os.login_tty(other),
         )
@@ -74,13 +80,15 @@ def test_a_conversation(model_folder: Path) -> None:
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(model_folder: Path) -> None:
-    terminal = Terminal(
-        "--model", model_folder, "--chat", "--max-new-tokens", 200, "--stop", "no such text"
-    )
+    options = ("--model", model_folder, "--chat", "--max-new-tokens", 200)
+    step = ("llm_recipes.running_batch:RunningBatch.step", 20)  # in the middle of the answer
+    terminal = Terminal(*options, "--stop", "no such text", pause=step)
     terminal.wait_for("> ")
     terminal.type("Tell me everything\n")
     terminal.wait_for(r"everything\r\n.")
+    pid = wait_for_pause(terminal.process)
     terminal.type("\x03")
+    go_on(pid, signal.SIGINT)
     terminal.wait_for("\n> ")
     terminal.type("/quit\n")
     assert terminal.process.wait(60) == 0
