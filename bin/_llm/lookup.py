@@ -147,7 +147,7 @@ def _checked(path: str) -> Image:
         raise LLMError(
             f"'{path}' is a folder and no image",
             "an unpacked image has a folder .singularity.d",
-            "give the path of a .sif file: llm-run --image /path/to/image.sif COMMAND",
+            "give the path of a .sif file",
         )
     try:
         head = b""
@@ -180,11 +180,11 @@ def _refuse_path(wanted: str, path: str, folders: Sequence[str], home: str) -> N
         raise LLMError(
             f"there is no file '{wanted}' here",
             "with .sif or a slash it is a path, without both a name",
-            f"llm-run --image {name[:-4]} COMMAND",
+            f"give its name: {name[:-4]}",
         )
     from _llm.suggest import nearest
 
-    near = nearest(name, os.listdir(folder)) if os.path.isdir(folder) else ""
+    near = nearest(name, _images_in(folder))
     raise LLMError(
         f"there is no image '{wanted}'",
         f"no such file: {os.path.abspath(path)}",
@@ -192,12 +192,28 @@ def _refuse_path(wanted: str, path: str, folders: Sequence[str], home: str) -> N
     )
 
 
+def _images_in(folder: str) -> list[str]:
+    """Return what may be images in a folder, files and unpacked ones."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [name for name in names if name.endswith(".sif")
+            or os.path.isdir(os.path.join(folder, name, ".singularity.d"))]
+
+
 def _unknown(wanted: str, folders: Sequence[str], home: str) -> LLMError:
     from _llm.suggest import nearest
 
     names = list_names(folders)
     looked = "looked in " + ", ".join(folders)
-    name, variant, _ = split_name(wanted)
+    name, variant, digest = split_name(wanted)
+    if digest:
+        # `make image` makes the build of the present inputs, hardly this one.
+        label = f"{name}-{variant}" if variant else name
+        newest = f"; or take the newest build: {label}" if label in names else ""
+        return LLMError(f"the build '{wanted}' is not here", looked,
+                        f"copy {wanted}.sif there{newest}")
     has_definition = os.path.isfile(os.path.join(home, "containers", name, "image.def"))
     build = make_command(home, "image" + ("" if name == "llm" else f" IMAGE={name}"))
     build += f" VARIANT={variant}" if variant else ""
@@ -210,5 +226,5 @@ def _unknown(wanted: str, folders: Sequence[str], home: str) -> LLMError:
         return LLMError(f"there is no image '{wanted}', nor any other", looked, build)
     near = nearest(wanted, names)
     listed = "images: " + ", ".join(names)
-    fix = f"did you mean {near}?   llm-run --image {near} COMMAND" if near else listed
+    fix = f"did you mean {near}?" if near else "take one of these, or the path of a .sif file"
     return LLMError(f"there is no image '{wanted}'", f"{looked}; {listed}", fix)

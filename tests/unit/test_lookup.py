@@ -46,6 +46,19 @@ def test_one_build_by_its_digest(images: Path) -> None:
     assert image.digest == "0123456789ab"
 
 
+def test_another_build_is_not_what_make_image_would_make(images: Path, home: Path) -> None:
+    (home / "containers" / "llm").mkdir(parents=True)
+    (home / "containers" / "llm" / "image.def").touch()
+    with pytest.raises(LLMError) as caught:
+        find_image("llm-cpu-ba9876543210", [str(images)], ORDER, str(home))
+    assert caught.value.what == "the build 'llm-cpu-ba9876543210' is not here"
+    assert caught.value.fix == (
+        "copy llm-cpu-ba9876543210.sif there; or take the newest build: llm-cpu")
+    with pytest.raises(LLMError) as caught:
+        find_image("mine-ba9876543210", [str(images)], ORDER, str(home))
+    assert caught.value.fix == "copy mine-ba9876543210.sif there"
+
+
 def test_a_path(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_image(str(images / "other.sif"), [], ORDER, "").name == "other"
     monkeypatch.chdir(images)
@@ -53,6 +66,10 @@ def test_a_path(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LLMError, match=r"there is no image './othr.sif'") as caught:
         find_image("./othr.sif", [], ORDER, "")
     assert "did you mean ./other.sif?" in caught.value.fix
+    (images / "sub/containers").mkdir(parents=True)
+    with pytest.raises(LLMError) as caught:
+        find_image("sub/container", [], ORDER, "")
+    assert caught.value.fix == "check the path"  # a folder that is no image is no proposal
 
 
 def test_an_unknown_name_gets_the_nearest_one(images: Path) -> None:
@@ -60,7 +77,7 @@ def test_an_unknown_name_gets_the_nearest_one(images: Path) -> None:
         find_image("llm-cuda21", [str(images)], ORDER, "/home")
     assert "there is no image 'llm-cuda21'" in str(caught.value)
     assert "images: llm, llm-cpu, llm-cuda12, other" in str(caught.value)
-    assert "did you mean llm-cuda12?" in str(caught.value)
+    assert caught.value.fix == "did you mean llm-cuda12?"  # whichever program asks
 
 
 def test_no_image_at_all_says_how_to_build_one(home: Path) -> None:
