@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 
 import pytest
 from llm_run import LLM_RUN, REPOSITORY, SMALL, Desk
@@ -27,27 +26,36 @@ def test_the_job_runs_and_its_logs_are_named(desk: Desk) -> None:
     assert f"logs/hostname-{job}.r0.log" in desk.read(f"logs/hostname-{job}.log")
 
 
-def test_follow_shows_the_logs_and_returns_the_status(desk: Desk) -> None:
-    script = "for i in 1 2 3; do echo line $i; sleep 1; done; exit 3"
-    done = desk.run([LLM_RUN, "--submit", *SMALL, "--follow", "--", "sh", "-c", script])
-    assert done.returncode == 3, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("line")] == [
+def test_follow_shows_the_logs_and_returns_the_status(cluster: Cluster, desk: Desk) -> None:
+    # Slurm is asked now and then: the job goes on until it was seen to run.
+    script = "for i in 1 2 3; do echo line $i; sleep 1; done; "
+    script += "until [ -e seen ]; do sleep 0.2; done; exit 3"
+    follow = desk.llm_run("--submit", "--follow", "--", "sh", "-c", script)
+    with cluster.start(f"{follow} 2> said", cwd=desk.folder, stdout=subprocess.PIPE) as process:
+        try:
+            desk.wait_for_text("said", "is running")
+            desk.run(["touch", "seen"], check=True)
+            shown, _ = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    said = desk.read("said")
+    assert process.returncode == 3, said
+    assert [line for line in shown.splitlines() if line.startswith("line")] == [
         "line 1", "line 2", "line 3",
     ]  # fmt: skip
-    assert "is running" in done.stderr and "is failed" in done.stderr
+    assert "is failed" in said
 
 
 def test_control_c_ends_the_following_and_not_the_job(cluster: Cluster, desk: Desk) -> None:
     process = cluster.start(
-        [LLM_RUN, "--submit", *SMALL, "--follow", "--", "sh", "-c", "echo begun; sleep 60"],
+        [LLM_RUN, "--submit", *SMALL, "--follow", "--", "sh", "-c", "echo begun; sleep 300"],
         cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout and process.stderr
     job = process.stdout.readline().split()[3]
-    cluster.wait(job, "RUNNING")
-    time.sleep(1)
+    assert any(line == "begun\n" for line in process.stdout)  # so it follows
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and f"to end it: scancel {job}" in said
     assert cluster.job(job)["JobState"] == "RUNNING"
 
@@ -90,11 +98,11 @@ def test_an_array_has_a_log_for_each_task(desk: Desk) -> None:
 
 
 def test_a_requeue_keeps_the_logs_of_the_first_start(cluster: Cluster, desk: Desk) -> None:
-    job = desk.submit("--requeue", "--", "sh", "-c", "echo start $SLURM_RESTART_COUNT; sleep 20")
+    job = desk.submit("--requeue", "--", "sh", "-c", "echo start $SLURM_RESTART_COUNT; sleep 300")
     # Not the note about the image, which comes before.
     desk.wait_for_text(f"logs/sh-{job}.r0.log", "start\n")
     cluster.requeue(job)
-    cluster.wait(job, "RUNNING", 60)
+    cluster.wait(job, "RUNNING")
     desk.wait_for_text(f"logs/sh-{job}.r1.log", "start 1\n")
     assert re.search("^start$", desk.read(f"logs/sh-{job}.r0.log"), re.MULTILINE)
     assert desk.read(f"logs/sh-{job}.r1.log").endswith("start 1\n")
