@@ -180,7 +180,8 @@ def test_64_tasks_at_once_from_one_image(desk: Desk) -> None:
         desk.run(["rm", "-rf", str(desk.cluster.home / ".cache/llm" / name)], check=True)
     script = "import os; print(os.environ['SLURM_PROCID'])"
     words = ["--nodes=1", "--ntasks=64", LLM_RUN, "--image", "llm-cpu", "python", "-c", script]
-    done = desk.run(["srun", *words], timeout=200)
+    done = desk.run(["srun", *words], timeout=500)
     assert sorted(map(int, done.stdout.split())) == list(range(64)), done.stderr
-    [note] = done.stderr.splitlines()  # one of them reads the image
+    # One of them reads the image. A busy Slurm says that the job had to wait.
+    [note] = [line for line in done.stderr.splitlines() if not line.startswith("srun: job ")]
     assert note.endswith("once for its digest")
