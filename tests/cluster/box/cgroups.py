@@ -79,7 +79,7 @@ def enter(folders: list[str], name: str) -> None:
         bind(os.path.join(folder, name), os.path.join(TOP, controller))
 
 
-def remove(folder: str, timeout: float = 5.0) -> None:
+def remove(folder: str, timeout: float = 30.0) -> None:
     """Remove a group with all groups below it, which needs all its processes to be gone.
 
     Raises OSError after `timeout` seconds.

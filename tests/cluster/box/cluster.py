@@ -215,7 +215,7 @@ class Cluster:
     def command(self, verb: str, node: str = "", value: str = "") -> dict[str, Any]:
         """Send a command to the supervisor and return its answer. Raises BoxError."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(30)
+            connection.settimeout(120)
             connection.connect(self.box.control)
             request = json.dumps({"verb": verb, "node": node, "value": value})
             with connection.makefile("rw", encoding="utf-8") as stream:
@@ -336,7 +336,9 @@ class Cluster:
         text = self.scontrol("--oneliner", "show", "node", node)
         return _fields(text)
 
-    def wait_node(self, node: str, state: str, timeout: float = 90) -> dict[str, str]:
+    def wait_node(
+        self, node: str, state: str | tuple[str, ...], timeout: float = 90
+    ) -> dict[str, str]:
         """Wait until a node's state begins so. Raises BoxError after `timeout` seconds."""
         return self.wait_until(
             lambda: self.node(node), lambda seen: seen["State"].startswith(state), timeout,

@@ -14,7 +14,7 @@ from box.settings import Box
 
 FOLDER = "/run/munge"
 SOCKET = FOLDER + "/munge.socket.2"
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 
 
 def start(box: Box, name: str) -> None:

@@ -17,7 +17,7 @@ from box.namespaces import become_root
 from box.settings import SEARCH_PATH, Box
 
 PROGRAM = str(Path(__file__).resolve().parent)
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 class BoxError(Exception):
