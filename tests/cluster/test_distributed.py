@@ -6,7 +6,6 @@ make test-cluster ARGS="-k test_distributed"
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 from llm_run import LLM_RUN, Desk
@@ -61,13 +60,12 @@ def test_a_rank_that_dies_ends_the_job_with_its_error(cluster: Cluster, desk: De
         "import os, time\n"
         "os.write(1, ('rank ' + os.environ['RANK'] + '\\n').encode())\n"
         "if os.environ['RANK'] == '1':\n    raise RuntimeError('rank one is lost')\n"
-        "time.sleep(600)\n",
+        "time.sleep(900)\n",
     )
-    began = time.monotonic()
-    job, log = desk.sbatch("--nodes=2", LLM_RUN, *TORCH, "--torchrun", script, timeout=200)
+    # Much less than the other rank sleeps.
+    job, log = desk.sbatch("--nodes=2", LLM_RUN, *TORCH, "--torchrun", script, timeout=400)
     assert "RuntimeError: rank one is lost" in log
     assert cluster.job(job)["JobState"] == "FAILED"
-    assert time.monotonic() - began < 120
 
 
 def test_failed_processes_start_again(desk: Desk) -> None:
@@ -100,12 +98,13 @@ def test_two_jobs_of_one_user_on_one_node(desk: Desk) -> None:
     words = ["--nodes=2", "--nodelist=n1,n2", LLM_RUN, *TORCH, "--torchrun", script]
     jobs = [desk.sbatch(*words, wait=False)[0] for _ in range(2)]
     for job in jobs:
-        desk.cluster.wait(job, "COMPLETED", 200)
+        desk.cluster.wait(job, "COMPLETED", 250)
         assert [words[:3] for words in sums(desk.read(f"{job}.out"))] == [
             ["3", "0", "2"], ["3", "1", "2"],
         ]  # fmt: skip
 
 
+@pytest.mark.timeout(1200)
 def test_a_stop_request_reaches_every_rank(cluster: Cluster, desk: Desk) -> None:
     """A USR2 to the whole step would kill torchrun's agents; the warning does not use one."""
     script = desk.write(

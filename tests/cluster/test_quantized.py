@@ -76,7 +76,7 @@ def left_over(cluster: Cluster, nodes: list[str]) -> dict[str, str]:
 def check_nothing_left(cluster: Cluster, nodes: list[str]) -> None:
     """Nothing of a run is left on these nodes, after a moment."""
     cluster.wait_until(
-        lambda: left_over(cluster, nodes), lambda seen: not seen, 30, "processes are left"
+        lambda: left_over(cluster, nodes), lambda seen: not seen, 90, "processes are left"
     )
 
 
