@@ -2,7 +2,7 @@
 
     sh bin/_llm/tool.sh image build --image llm --variant cpu
     sh bin/_llm/tool.sh image path  --image llm --variant cpu     # where it is or would be
-    sh bin/_llm/tool.sh image digest --image llm --variant cpu    # of what it holds
+    sh bin/_llm/tool.sh image digest --image llm --variant cpu    # of what it holds; or FILE.sif
     sh bin/_llm/tool.sh image list
     sh bin/_llm/tool.sh image lock  --image llm
 """
@@ -31,6 +31,7 @@ from _llm.images.catalog import Image, image_names, load_image, variants_of
 from _llm.images.llama_cpp import cuda_architectures
 from _llm.images.lock import find_uv, lock_image
 from _llm.images.steps import absolute_base
+from _llm.lookup import is_path
 from _llm.settings import Settings, load_settings
 from _llm.sif import DamagedError, payload_digest
 
@@ -55,6 +56,13 @@ def main(arguments: Sequence[str]) -> int:
     end_like_ctrl_c()
     settings = load_settings(os.environ, str(HOME))
     containers = HOME / "containers"
+    if options.command == "digest" and not has_definition(containers, options.image):
+        # A file from elsewhere, or an installation, which has no definitions of images.
+        from _llm.contents.choose import choose_image
+
+        print_digest(Path(choose_image(options.image, options.variant, "image")))
+        return 0
+    need_checkout(HOME)
     if options.command == "lock":
         wanted = options.variant.replace(",", " ").split()
         state = Path(settings.get("paths", "cache"))
@@ -74,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "path":
             print(builder.target_of(image, request))
         elif options.command == "digest":
-            print_digest(image, builder.target_of(image, request))
+            print_digest(builder.target_of(image, request), image)
         elif options.command == "inputs":
             for key, value in sorted(builder.inputs_of(image, request).items()):
                 print(f"{key}: {value}")
@@ -85,13 +93,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def print_digest(image: Image, file: Path) -> None:
-    """Print the digest of what an image holds. Raises LLMError where it is not there or damaged."""
+def has_definition(containers: Path, name: str) -> bool:
+    """Whether a name means an image of this checkout, and not a file."""
+    return not is_path(name) and (containers / name / "image.def").is_file()
+
+
+def need_checkout(home: Path) -> None:
+    """Raise LLMError in an installation, which lacks what images are built from."""
+    if not (home / "containers").is_dir():
+        raise LLMError(f"{home} is no checkout", "an installation holds nothing that images are "
+                       "built from", "the same in the checkout that it was installed from")
+
+
+def print_digest(file: Path, image: Image | None = None) -> None:
+    """Print the digest of what an image file holds.
+
+    image: of this checkout, to be built where it is not there. Raises LLMError for what has none.
+    """
+    if file.is_dir():
+        raise LLMError(f"{file} is an unpacked folder", "a digest is that of an image file",
+                       "name the file that it was made from")
     try:
         print(payload_digest(str(file)))
     except FileNotFoundError:
+        command = f"make image IMAGE={image.name}" if image else "make image"
+        command += f" VARIANT={image.variant}" if image and image.variant else ""
         raise LLMError(f"{file} is not built", "a digest is that of what an image holds",
-                       f"make image IMAGE={image.name} VARIANT={image.variant}") from None
+                       command) from None
     except DamagedError as error:
         raise LLMError(f"{file} is damaged", str(error), "remove it and build it again") from None
 

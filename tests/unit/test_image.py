@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -136,3 +137,28 @@ def test_a_lost_terminal_ends_a_build_except_under_nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     image.end_like_ctrl_c()
     os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_the_digest_of_a_file_from_elsewhere_and_in_an_installation(
+    home: Path, tmp_path: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("images", "unpacked/.singularity.d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "images/mine.sif").write_bytes(b"hsqs, a bare squashfs")
+    digest = "sha256:" + hashlib.sha256(b"hsqs, a bare squashfs").hexdigest()
+    for name, value in {**env, "LLM_IMAGE_DIR": str(tmp_path / "images")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(image, "end_like_ctrl_c", lambda: None)
+    for wanted in (str(tmp_path / "images/mine.sif"), "mine"):
+        assert image.main(["digest", "--image", wanted]) == 0
+        assert capsys.readouterr().out == digest + "\n"
+    with pytest.raises(LLMError, match="unpacked folder"):
+        image.main(["digest", "--image", str(tmp_path / "unpacked")])
+    with pytest.raises(LLMError, match="there is no image 'mime'") as raised:
+        image.main(["digest", "--image", "mime"])
+    assert raised.value.fix == "did you mean mine?"
+    monkeypatch.setattr(image, "HOME", home)
+    with pytest.raises(LLMError, match="is no checkout"):
+        image.main(["build", "--image", "mine"])
+    assert image.main(["digest", "--image", "mine"]) == 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from _llm.contents.trees import differences, object_differences
 from _llm.debian import sha256_of
 from _llm.errors import LLMError
-from _llm.image import end_like_ctrl_c, wanted_variants
+from _llm.image import end_like_ctrl_c, need_checkout, wanted_variants
 from _llm.images.build import NEED_GIB
 from _llm.images.catalog import load_image
 from _llm.images.staging import uninterrupted, work_folder
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
                         help="don't compile llama.cpp anew, twice: take it from the cache")
     options = parser.parse_args(arguments)
     end_like_ctrl_c()
+    need_checkout(HOME)
     settings = load_settings(os.environ, str(HOME))
     cache = Path(settings.get("paths", "cache")) / "build"
     status = 0

@@ -81,9 +81,7 @@ def make_plan(options: argparse.Namespace) -> tuple[Plan | None, list[LLMError]]
     built: list[Built] = []
     tree, apptainer = None, ""
     try:
-        if not (HOME / "containers").is_dir():
-            raise LLMError(f"{HOME} is no checkout", "an installation holds nothing that images "
-                           "are built from", "make release … in the checkout it was installed from")
+        images.need_checkout(HOME)
         tree = source.read_source(HOME, builder.epoch_of(newest_lock(HOME / "containers")))
         faults += tree_faults(tree, options.version, options.allow_dirty, options.key)
     except LLMError as error:

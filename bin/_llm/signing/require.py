@@ -93,8 +93,10 @@ def allowed_digests(items: Sequence[str]) -> set[str]:
     if not allowed:
         raise LLMError(
             "the site allows no image at all",
-            "[container] require = digest, and [container] digests names none",
-            "an administrator: name digests there (make verify prints an image's)",
+            "a digest is required by [container] require or LLM_REQUIRE, and [container] digests "
+            "names none",
+            "an administrator: name digests there; sh bin/_llm/tool.sh image digest --image NAME "
+            "prints an image's",
         )
     return allowed
 
