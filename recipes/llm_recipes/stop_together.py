@@ -63,8 +63,8 @@ class StopWatch:
         try:
             yield
         finally:
-            self._busy = False
             self._heard = time.monotonic()
+            self._busy = False
 
     def wishes(self) -> list[float]:
         """One number a reason: 1 if this rank wishes to stop for it; asked for in every step."""
@@ -102,8 +102,9 @@ class StopWatch:
         """
         while not self._ended.wait(1.0):
             limit = max(LOST_SECONDS, LOST_STEPS * self.longest_step_s)
+            is_busy = self._busy  # before the time: `saving` sets both in the other order
             waiting = time.monotonic() - self._heard
-            if stop_signals.terminated() and not self._busy and waiting > limit:
+            if stop_signals.terminated() and not is_busy and waiting > limit:
                 print(f"no step for {waiting:.0f} s after SIGTERM: leaving", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(128 + signal.SIGTERM)

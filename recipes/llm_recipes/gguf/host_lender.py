@@ -46,8 +46,9 @@ def lend(meeting: Meeting, threads: int | None) -> int:
         try:
             channel.send({"task": meeting.task, "name": os.uname().nodename})
             with _server(meeting, channel, threads) as server:
+                told = _remember_signals()  # before the leader hears that this host is there
                 channel.send({"ready": _facts(server, threads)})
-                return _stay(channel, server)
+                return _stay(channel, server, told)
         except LLMError as fault:
             # The leader tells the user; to end first would end it before it can (srun does that).
             with contextlib.suppress(PeerLost):
@@ -117,15 +118,8 @@ def _facts(server: Server, threads: int | None) -> dict[str, Any]:
     }
 
 
-def _stay(channel: Channel, server: Server) -> int:
-    """Answer the leader until it ends this, the server ends, or the leader is gone.
-
-    A signal to leave is handed on to the leader: its child still needs the server, to save.
-
-    Raises:
-        LLMError: If the server ends.
-        PeerLost: If the leader is gone.
-    """
+def _remember_signals() -> list[int]:
+    """The signals to leave that come from now on; they end nothing by themselves."""
     told: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
@@ -133,6 +127,21 @@ def _stay(channel: Channel, server: Server) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, remember)
+    return told
+
+
+def _stay(channel: Channel, server: Server, told: list[int]) -> int:
+    """Answer the leader until it ends this, the server ends, or the leader is gone.
+
+    A signal to leave is handed on to the leader: its child still needs the server, to save.
+
+    Args:
+        told: Signals that have come, and those that will.
+
+    Raises:
+        LLMError: If the server ends.
+        PeerLost: If the leader is gone.
+    """
     until = 0.0
     while True:
         reason = server.has_ended()
