@@ -35,7 +35,11 @@ def main(arguments: Sequence[str]) -> int:
     data = list_of(image_file, "sbom")
     load_list(data, image_file)
     if output:
-        write_text(output, data.decode("utf-8"))
+        try:
+            write_text(output, data.decode("utf-8"))
+        except OSError as error:
+            raise LLMError(f"'{output}' can't be written", error.strerror or str(error),
+                           "OUTPUT names a file in a folder of yours, with room") from None
     else:
         sys.stdout.buffer.write(data)
     return 0

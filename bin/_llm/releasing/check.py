@@ -79,6 +79,8 @@ def check_release(folder: Path, apptainer: str, wanted_keys: Sequence[Key]) -> R
     result = Result()
     try:
         result.text = files.read_small(folder / MANIFEST, MOST_BYTES)
+    except PermissionError:
+        raise  # the reader's mistake, and no fault of the release
     except OSError as error:
         result.faults.append(f"{MANIFEST}: {error.strerror or error}")
         return result
@@ -106,7 +108,7 @@ def check_release(folder: Path, apptainer: str, wanted_keys: Sequence[Key]) -> R
 def check_files(folder: Path, manifest: Manifest) -> tuple[list[str], set[str]]:
     """Compare the files that are there with the manifest: faults, and those that are whole."""
     faults, sizes = [], {}
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         for name in [*folders, *names]:
             path = Path(parent, name)
             short = str(path.relative_to(folder))
@@ -139,6 +141,10 @@ def check_files(folder: Path, manifest: Manifest) -> tuple[list[str], set[str]]:
                 faults.append(f"{name}: its SHA-256 is another one")
             done += file.size
     return faults, whole
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def check_sums(folder: Path, result: Result) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
@@ -152,7 +153,7 @@ def _replace_by_signed(
         _flush(path.parent)
     except OSError as error:
         raise LLMError(f"the image {path} cannot be signed", error.strerror or str(error),
-                       NO_ROOM) from None
+                       _cure(error)) from None
     finally:
         copy.unlink(missing_ok=True)
 
@@ -237,7 +238,14 @@ def _copy(path: Path, copy: Path) -> None:
         check.copy_file(str(path), str(copy))
     except OSError as error:
         raise LLMError(f"the image {path} cannot be copied to its folder, to be signed",
-                       error.strerror or str(error), NO_ROOM) from None
+                       error.strerror or str(error), _cure(error)) from None
+
+
+def _cure(error: OSError) -> str:
+    """Return what to do about a folder in which no copy of an image can be made."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let somebody sign it who may write there, or sign a copy: make sign IMAGE=COPY.sif"
+    return NO_ROOM
 
 
 def _run_sign(apptainer: str, who: Signer, copy: Path, path: Path) -> None:

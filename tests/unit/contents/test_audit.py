@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 from pathlib import Path
@@ -171,3 +172,17 @@ def test_where_a_list_may_be_written(tmp_path: Path) -> None:
     for place in (str(tmp_path / "pipe"), "/dev/null", "/dev/stdout", "/dev/none"):
         with pytest.raises(LLMError, match="no place for a file"):
             sbom.check_output(place)
+
+
+def test_a_folder_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".x.json.tmp"))
+
+    monkeypatch.setattr(sbom, "end_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(sbom, "choose", lambda options, program: str(tmp_path / "image.sif"))
+    monkeypatch.setattr(sbom, "list_of", lambda image, program: json.dumps(listing()).encode())
+    monkeypatch.setattr(sbom, "write_text", refuse)
+    with pytest.raises(LLMError) as raised:
+        sbom.main(["--output", str(tmp_path / "x.json")])
+    assert raised.value.what == f"'{tmp_path}/x.json' can't be written"
+    assert raised.value.why == "Permission denied"

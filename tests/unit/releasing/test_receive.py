@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -204,6 +205,29 @@ def changed_file(folder: Path, name: str) -> None:
         if image["file"] == name:
             image.update(sha256=digest, size=size)
     rewrite(folder, **content)
+
+
+def test_what_may_not_be_read_is_no_fault_of_the_release(
+    folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_folder = os.scandir
+
+    def scandir(place: str) -> object:
+        if str(place).endswith("containers"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return open_folder(place)
+
+    def read_small(place: Path, most: int) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(place))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        with pytest.raises(PermissionError):
+            take(folder, "--check")
+    with monkeypatch.context() as patch:
+        patch.setattr(check.files, "read_small", read_small)
+        with pytest.raises(PermissionError):
+            take(folder, "--check")
 
 
 def test_images_whose_checksum_was_adapted(folder: Path) -> None:
