@@ -25,8 +25,8 @@ from _llm.printable import shown
 from _llm.releasing import files, manifest, source
 from _llm.run import VERSION
 from _llm.settings import load_settings
-from _llm.signing.keys import MOST_BYTES
-from _llm.signing.sign import why_not_private
+from _llm.signing.keys import MOST_BYTES, load_keys
+from _llm.signing.sign import choose_signer, pem_signer, why_not_private
 
 HOME = Path(__file__).resolve().parents[3]
 SECRET = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----", re.MULTILINE)
@@ -94,6 +94,8 @@ def make_plan(options: argparse.Namespace) -> tuple[Plan | None, list[LLMError]]
         faults += without_sbom(built)
     except LLMError as error:
         faults.append(error)
+    if not faults:
+        faults += signing_faults(options, apptainer)
     if faults or not tree:
         return None, faults
     archive = Path(os.path.abspath(options.archive)) if options.archive else None
@@ -133,6 +135,22 @@ def option_faults(options: argparse.Namespace, output: Path) -> list[LLMError]:
         faults.append(LLMError(f"ARCHIVE={options.archive} is no folder", "no such folder",
                                "make archive ARCHIVE=…, or correct the path"))
     return faults
+
+
+def signing_faults(options: argparse.Namespace, apptainer: str) -> list[LLMError]:
+    """Return why no signature could be made, or none that the public key would check."""
+    try:
+        public = load_keys([options.public_key]) if options.public_key else []
+        if not (options.key or options.signer):
+            return []
+        who = (pem_signer(apptainer, options.key) if options.key
+               else choose_signer(apptainer, options.signer))
+    except LLMError as error:
+        return [error]
+    if public and who.fingerprint not in [key.fingerprint for key in public]:
+        return [LLMError(f"--public-key {options.public_key} is not that of {who.name}",
+                         f"{who.fingerprint} will sign", "name its public key, or leave it out")]
+    return []
 
 
 def tree_faults(

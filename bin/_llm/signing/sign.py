@@ -109,7 +109,7 @@ def sign_image(apptainer: str, path: Path, key: str, signer: str) -> None:
         raise LLMError(f"the image {path} cannot be signed",
                        f"no signature would cover its objects {', '.join(loose)}, which belong to "
                        "no group", "build it again: make image")
-    who = _pem_signer(apptainer, key) if key else choose_signer(apptainer, signer)
+    who = pem_signer(apptainer, key) if key else choose_signer(apptainer, signer)
     own = [item for item in before if item.signer == who.fingerprint]
     if any(covers(item.message, str(path)) for item in own):
         print(f"sign: {path.name} is already signed by {who.name}; nothing was done",
@@ -213,7 +213,7 @@ def why_not_private(key: str, apptainer: str) -> str:
     return ""
 
 
-def _pem_signer(apptainer: str, key: str) -> Signer:
+def pem_signer(apptainer: str, key: str) -> Signer:
     """Return the signer that a PEM file is. Learned by signing something small with it."""
     why = why_not_private(key, apptainer)
     if not why:

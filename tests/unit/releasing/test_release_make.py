@@ -15,6 +15,7 @@ from made import HOSTILE, git, make, make_checkout, make_images, make_plan, writ
 
 from _llm.errors import LLMError
 from _llm.releasing import files, keys, plan, release, source
+from _llm.signing import sign as sign_module
 from _llm.signing.keys import load_keys
 
 
@@ -331,6 +332,31 @@ def test_all_faults_of_the_options_at_once(tmp_path: Path) -> None:
     wrong = {**nothing, "key": str(tmp_path)}
     [error] = plan.option_faults(argparse.Namespace(**wrong), tmp_path / "new/folder")
     assert "it is a folder" in error.why
+
+
+def test_a_signature_that_nobody_could_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parents[1] / "signing/keys"
+    [public] = load_keys([str(folder / "ed25519.pub")])
+
+    def sign(apptainer: str, key: str) -> sign_module.Signer:
+        return sign_module.Signer(key, public.fingerprint, ())
+
+    def fault_of(**options: str) -> str:
+        found = plan.signing_faults(
+            argparse.Namespace(**{"key": "", "signer": "", "public_key": "", **options}), "")
+        return found[0].what if found else ""
+
+    def refuse(apptainer: str, wanted: str) -> sign_module.Signer:
+        raise LLMError("which PGP key is to sign?")
+
+    monkeypatch.setattr(plan, "pem_signer", sign)
+    monkeypatch.setattr(plan, "choose_signer", refuse)
+    assert fault_of() == "" and fault_of(key="k.pem") == ""
+    assert fault_of(key="k.pem", public_key=str(folder / "ed25519.pub")) == ""
+    other = str(folder / "ec.pub")
+    assert fault_of(key="k.pem", public_key=other) == f"--public-key {other} is not that of k.pem"
+    assert fault_of(key="k.pem", public_key=str(folder / "ec.pem")) == "a public key cannot be used"
+    assert fault_of(signer="nobody") == "which PGP key is to sign?"
 
 
 def test_make_passes_what_was_typed_and_no_more() -> None:
