@@ -336,7 +336,7 @@ def test_a_full_disk(program: str, image: Path, unsigned: Path, room: str) -> No
     code += "from pathlib import Path; from _llm.errors import LLMError\n"
     code += "from _llm.signing.sign import sign_image, Signer; from _llm.signing import sign\n"
     # The small file that is signed first would not fit either.
-    code += "sign._pem_signer = lambda a, k: Signer(k, 'SHA256:x', ('--key', k))\n"
+    code += "sign.pem_signer = lambda a, k: Signer(k, 'SHA256:x', ('--key', k))\n"
     code += "try: sign_image(sys.argv[2], Path(sys.argv[3]), sys.argv[4], '')\n"
     code += "except LLMError as error: print(error); sys.exit(2)\n"
     command = [sys.executable, "-c", code, str(REPOSITORY / "bin"), program, str(image),
