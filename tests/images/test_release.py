@@ -18,6 +18,7 @@ sys.path[:0] = [str(HOME / "bin"), str(HOME / "tests/unit/releasing")]
 import made  # noqa: E402
 
 from _llm import setup, sif  # noqa: E402
+from _llm.apptainer import private_apptainer  # noqa: E402
 from _llm.images.catalog import Image  # noqa: E402
 from _llm.releasing import check, files, plan, release  # noqa: E402
 from _llm.signing.keys import load_keys  # noqa: E402
@@ -296,15 +297,20 @@ def test_released_received_and_run(
     with tarfile.open(disk / "llm-recipes-9.9.9/llm-recipes-9.9.9.tar") as tar:
         tar.extractall(tmp_path / "src")
     home = tmp_path / "src/llm-recipes-9.9.9"
+    own = private_apptainer(str(HOME))
+    if own:  # as after `make setup` there
+        (home / ".tools").symlink_to(HOME / ".tools")
     there = tmp_path / "cluster/images"
     env["LLM_IMAGE_DIR"] = str(there)
     done = tool("import", "--from", str(disk / "llm-recipes-9.9.9"), "--key", public(key),
                 "--prefix", str(tmp_path / "cluster"), home=home, alone=True, **env)
     assert done.returncode == 0, done.stderr
     assert os.readlink(there / "base.sif") == base_image.name
-    run = [home / "bin/llm-run", "--image", "base", "python3", "-c", "print('it runs')"]
+    [installed] = [path for path in (tmp_path / "cluster").iterdir() if path.is_symlink()]
+    if own:  # the installation has one too
+        del env["LLM_APPTAINER"]
+        assert (installed / ".tools/apptainer").resolve().parent == tmp_path / "cluster/.tools"
+    run = [installed / "bin/llm-run", "--image", "base", "python3", "-c", "print('it runs')"]
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path,
                           env={**os.environ, **env, "LLM_CACHE_DIR": str(tmp_path / "cache")})
     assert done.stdout == "it runs\n", done.stderr
-    installed = [path for path in (tmp_path / "cluster").iterdir() if path.is_symlink()]
-    assert len(installed) == 1 and (installed[0] / "bin/llm-run").exists()

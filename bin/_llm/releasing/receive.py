@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from _llm import sif
-from _llm.apptainer import find_apptainer
+from _llm.apptainer import find_apptainer, private_apptainer
 from _llm.errors import LLMError, report
 from _llm.files import write_text
 from _llm.image import end_like_ctrl_c
@@ -296,8 +296,10 @@ def install_source(folder: Path, manifest: Manifest, options: argparse.Namespace
                            "make import FROM=… again, when nobody writes there")
         with files.explain_full(Path(work), "export TMPDIR=/folder/with/room"):
             source.unpack(own, Path(work))
-        tool = Path(work, manifest.folder(), "bin/_llm/tool.sh")
-        command = ["sh", str(tool), "install", "--prefix", os.path.abspath(
+        unpacked = Path(work, manifest.folder())
+        if private_apptainer(str(HOME)):  # then the installation gets one of its own too
+            (unpacked / ".tools").symlink_to(HOME / ".tools")
+        command = ["sh", str(unpacked / "bin/_llm/tool.sh"), "install", "--prefix", os.path.abspath(
             os.path.expanduser(options.prefix))]
         for name in ("modulepath", "site"):
             value = getattr(options, name)
