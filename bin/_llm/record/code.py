@@ -21,6 +21,7 @@ from _llm.record.reading import Record, recipe_file
 
 COMMIT = re.compile("[0-9a-f]{40,64}")
 FILES = ".files_sha256"
+SAME_HERE = "the recipes here are the same, byte for byte"
 OTHERS_HERE = "the recipes here are others: it can't be had"
 TAKE_THESE = "--best-effort takes what is here"
 NO_COPY = "this is no checkout with git, so it has no other commit"
@@ -41,10 +42,9 @@ class Code:
 def find_code(record: Record, home: str, cache: str) -> Code:
     """Return where the code is or will be; nothing is written yet."""
     found = Code(home)
-    part = record.part("code")
-    commit, was_dirty = record.text("commit", "code"), part.get("dirty")
+    commit, files = record.text("commit", "code"), record.text("files_sha256", "code")
     commit = commit if COMMIT.fullmatch(commit) else ""
-    finding, is_copied = _find(commit, was_dirty, part.get("files_sha256"), home)
+    finding, is_copied = _find(commit, record.part("code").get("dirty"), files, home)
     found.findings.append(finding)
     if is_copied:
         found.commit, found.home = commit, copy_folder(commit, cache)
@@ -53,21 +53,26 @@ def find_code(record: Record, home: str, cache: str) -> Code:
     return found
 
 
-def _find(commit: str, was_dirty: object, files: object, home: str) -> tuple[Finding, bool]:
-    """Return what is known of the code, and whether it is a commit to copy."""
-    here, is_dirty = read_commit(home), has_changes(home)
-    if was_dirty is True or not commit:
-        finding = _uncommitted(commit, files, home)
-        if finding.state == OK or not commit or not isinstance(files, str):
-            return finding, False
+def _find(commit: str, was_dirty: object, files: str, home: str) -> tuple[Finding, bool]:
+    """Return what is known of the code, and whether it is a commit to copy.
+
+    files: the hash of all recipes, "" in older records. Of what was never committed it alone tells.
+    """
+    here, is_same = read_commit(home), files != "" and _has_files(home, files)
+    if commit and was_dirty is not True:
+        if commit == here and (is_same or not files) and not has_changes(home):
+            unknown = "; the record does not know of changes" if was_dirty is None else ""
+            return Finding("code", OK, f"commit {commit[:12]}, as it is here{unknown}"), False
+        copy = _other_commit(commit, here, home, files)
+        if copy.state == OK or not is_same:
+            return copy, copy.state == OK
+        return Finding("code", OK, f"commit {commit[:12]}; {SAME_HERE}"), False
+    if commit and files and not is_same:
         # A checkout that was copied has changes by the times of its files, and none in fact.
-        committed = _other_commit(commit, here, home, files)
-        return (committed, True) if committed.state == OK else (finding, False)
-    if commit == here and not is_dirty and _has_files(home, files):
-        unknown = "; the record does not know of changes" if was_dirty is None else ""
-        return Finding("code", OK, f"commit {commit[:12]}, as it is here{unknown}"), False
-    finding = _other_commit(commit, here, home, files)
-    return finding, finding.state == OK
+        copy = _other_commit(commit, here, home, files)
+        if copy.state == OK:
+            return copy, True
+    return _uncommitted(commit, files, is_same), False
 
 
 def copy_folder(commit: str, cache: str) -> str:
@@ -127,34 +132,31 @@ def _extract(commit: str, home: str, folder: str, *names: str) -> None:
             archive.extractall(folder)
 
 
-def _has_files(home: str, files: object) -> bool:
-    """Say whether the recipes in `home` are those of a record; older records do not say."""
+def _has_files(home: str, files: str) -> bool:
+    """Say whether the recipes in `home` have this hash."""
     try:
-        return not isinstance(files, str) or files_sha256(os.path.join(home, "recipes")) == files
+        return files_sha256(os.path.join(home, "recipes")) == files
     except OSError:
         return False
 
 
-def _committed_files(commit: str, home: str, files: object) -> bool:
-    """Say whether the recipes that git has are those of a record. Raises LLMError."""
-    if not isinstance(files, str):
-        return True
+def _commit_has_files(commit: str, home: str, files: str) -> bool:
+    """Say whether the recipes of a commit have this hash. Raises LLMError."""
     with tempfile.TemporaryDirectory() as folder:
         _extract(commit, home, folder, "recipes")
         return _has_files(folder, files)
 
 
-def _uncommitted(commit: str, files: object, home: str) -> Finding:
+def _uncommitted(commit: str, files: str, is_same: bool) -> Finding:
     at = f"commit {commit[:12]} with changes that were never committed" if commit \
         else "code of no known commit"
-    if not isinstance(files, str):
-        return Finding("code", GONE, f"{at}: the record does not say what they were", TAKE_THESE)
-    if _has_files(home, files):
-        return Finding("code", OK, f"{at}; the recipes here are the same, byte for byte")
-    return Finding("code", GONE, f"{at}; {OTHERS_HERE}", TAKE_THESE)
+    if is_same:
+        return Finding("code", OK, f"{at}; {SAME_HERE}")
+    why = f"; {OTHERS_HERE}" if files else ": the record does not say what they were"
+    return Finding("code", GONE, at + why, TAKE_THESE)
 
 
-def _other_commit(commit: str, here: str, home: str, files: object) -> Finding:
+def _other_commit(commit: str, here: str, home: str, files: str) -> Finding:
     differs = f"here is {here[:12] or 'no known commit'}"
     differs = f"{commit[:12]} here has changes" if here == commit else differs
     if not os.path.exists(os.path.join(home, ".git")):
@@ -172,10 +174,9 @@ def _other_commit(commit: str, here: str, home: str, files: object) -> Finding:
         return Finding("code", GONE, f"commit {commit[:12]}; {differs}, and {said}",
                        f"git -C '{home}' fetch --{'unshallow' if is_shallow else 'all'}")
     try:
-        is_same = _committed_files(commit, home, files)
+        is_same = not files or _commit_has_files(commit, home, files)
     except LLMError as error:
         return Finding("code", GONE, f"{error.what}: {error.why}", error.fix)
-    # New or staged files: `dirty` does not tell of them.
     if not is_same:
         return Finding("code", GONE, f"commit {commit[:12]} with new or staged files that were"
                        f" never committed; {OTHERS_HERE}", TAKE_THESE)

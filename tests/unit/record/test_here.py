@@ -164,7 +164,11 @@ def test_new_and_staged_files_are_known_by_their_hash(
     data["code"]["recipe"]["sha256"] = file_sha256(str(recipe))
     staged = files_sha256(str(checkout / "recipes"))
     assert [one.state for one in found(staged).findings] == [OK, OK]
-    git(checkout, "reset", "-q", "--hard")
+    git(checkout, "commit", "-qm", "what ran")  # only after the run: the recorded commit lacks it
+    later = found(staged)
+    assert [one.state for one in later.findings] == [OK, OK] and not later.commit
+    assert "the same, byte for byte" in later.findings[0].text
+    git(checkout, "reset", "-q", "--hard", "HEAD~1")
     for files in (with_new, staged):
         finding = found(files).findings[0]
         assert finding.state == GONE and "new or staged files" in finding.text
