@@ -156,8 +156,7 @@ def add_input(
     # "-" is standard input, OWNER/NAME a hub's data set: there is nothing to read.
     there = several or os.path.lexists(asked[0])
     paths = tuple(path.absolute() for path in asked) if there else ()
-    is_first = os.environ.get("RANK", "0") in ("0", "")
-    reading = Reading(paths) if paths and is_first else None
+    reading = Reading(paths) if paths and run_environment.is_first_process() else None
     shown = names if given is None else [given] if isinstance(given, str) else list(given)
     record.inputs[part] = Input(tuple(map(str, shown)), paths, several, reading)
 

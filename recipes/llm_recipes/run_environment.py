@@ -109,13 +109,21 @@ def slurm() -> dict[str, str | None]:
 
 
 def code(recipe: str) -> dict[str, Any]:
-    """Commit, the recipe's file, and a hash of all recipes' files: some may be in no commit."""
+    """Commit, the recipe's file, and a hash of all recipes' files: some may be in no commit.
+
+    Only the first process, whose record is written, reads them all.
+    """
     return {
         "commit": os.environ.get("LLM_CODE_COMMIT") or None,
         "dirty": _flag(os.environ.get("LLM_CODE_DIRTY")),
         "recipe": _recipe_file(recipe),
-        "files_sha256": files_sha256(),
+        "files_sha256": files_sha256() if is_first_process() else None,
     }
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of torchrun's."""
+    return os.environ.get("RANK", "0") in ("0", "")
 
 
 def files_sha256(folder: Path = RECIPES) -> str:

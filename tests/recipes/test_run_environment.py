@@ -198,6 +198,9 @@ def test_code_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
         found = around.code("a/b")
         assert (found["commit"], found["dirty"]) == ("c0ffee", dirty)
         assert found["files_sha256"] == around.files_sha256()
+    monkeypatch.setenv("RANK", "3")  # of torchrun: its record is never written
+    assert around.code("a/b")["files_sha256"] is None
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LLM_CODE_DIRTY", "")
     monkeypatch.setenv("LLM_CODE_COMMIT", "")
     assert around.code("a/b") == {
