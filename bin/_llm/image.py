@@ -31,7 +31,6 @@ from _llm.images.catalog import Image, image_names, load_image, variants_of
 from _llm.images.llama_cpp import cuda_architectures
 from _llm.images.lock import find_uv, lock_image
 from _llm.images.steps import absolute_base
-from _llm.lookup import is_path
 from _llm.settings import Settings, load_settings
 from _llm.sif import DamagedError, payload_digest
 
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     end_like_ctrl_c()
     settings = load_settings(os.environ, str(HOME))
     containers = HOME / "containers"
-    if options.command == "digest" and not has_definition(containers, options.image):
+    if options.command == "digest" and options.image not in image_names(containers):
         # A file from elsewhere, or an installation, which has no definitions of images.
         from _llm.contents.choose import choose_image
 
@@ -91,11 +90,6 @@ def main(arguments: Sequence[str]) -> int:
                 request = replace(request, fakeroot=setup.ensure_fakeroot())
             print(builder.build(image, request))
     return 0
-
-
-def has_definition(containers: Path, name: str) -> bool:
-    """Whether a name means an image of this checkout, and not a file."""
-    return not is_path(name) and (containers / name / "image.def").is_file()
 
 
 def need_checkout(home: Path) -> None:

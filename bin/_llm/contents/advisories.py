@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from _llm.errors import LLMError
+from _llm.files import raise_error
 from _llm.images.packages import python_name
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".zip")
@@ -79,7 +80,7 @@ def read_records(path: str, faults: list[str]) -> Iterator[tuple[str, Any]]:
     """
     try:
         if os.path.isdir(path):
-            for folder, folders, names in os.walk(path, onerror=_raise):
+            for folder, folders, names in os.walk(path, onerror=raise_error):
                 folders.sort()
                 for name in sorted(name for name in names if name.endswith(ENDINGS)):
                     yield from read_records(os.path.join(folder, name), faults)
@@ -97,10 +98,6 @@ def read_records(path: str, faults: list[str]) -> Iterator[tuple[str, Any]]:
                        getattr(error, "strerror", None) or str(error) or "it is cut off",
                        "ADVISORIES names a .json, .jsonl or .zip file, or a folder of them"
                        ) from None
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _read_zip(path: str, faults: list[str]) -> Iterator[tuple[str, Any]]:

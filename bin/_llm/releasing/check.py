@@ -16,6 +16,7 @@ from pathlib import Path
 
 from _llm import sif
 from _llm.errors import LLMError
+from _llm.files import raise_error
 from _llm.printable import shown
 from _llm.releasing import files, keys, source
 from _llm.releasing.manifest import (
@@ -108,7 +109,7 @@ def check_release(folder: Path, apptainer: str, wanted_keys: Sequence[Key]) -> R
 def check_files(folder: Path, manifest: Manifest) -> tuple[list[str], set[str]]:
     """Compare the files that are there with the manifest: faults, and those that are whole."""
     faults, sizes = [], {}
-    for parent, folders, names in os.walk(folder, onerror=_raise):
+    for parent, folders, names in os.walk(folder, onerror=raise_error):
         for name in [*folders, *names]:
             path = Path(parent, name)
             short = str(path.relative_to(folder))
@@ -141,10 +142,6 @@ def check_files(folder: Path, manifest: Manifest) -> tuple[list[str], set[str]]:
                 faults.append(f"{name}: its SHA-256 is another one")
             done += file.size
     return faults, whole
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def check_sums(folder: Path, result: Result) -> list[str]:
