@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from llm_run import Desk
 
 from box.cgroups import box_folders, find_version
 from box.cluster import BoxError, Cluster, clean, is_up
@@ -397,14 +398,11 @@ def test_an_ordinary_user_needs_no_root(cluster: Cluster) -> None:
     assert "n1      up, link 100mbit" in lines and "n2      up" in lines
 
 
-def test_lines_of_slurm_conf_can_be_changed(cluster: Cluster) -> None:
-    # A terminal forgets what is typed before the shell listens: it is typed until it is answered.
-    ask = """rm -f answered
-        { until test -e answered; do echo 'echo I am on $(hostname) | tee answered'; sleep 0.5; done
-        echo exit; } | script -qec "salloc --nodelist=n3 --quiet" /dev/null"""
-    assert "I am on login" in cluster.run(ask).stdout
+def test_lines_of_slurm_conf_can_be_changed(cluster: Cluster, desk: Desk) -> None:
+    allocate, ask = "salloc --nodelist=n3 --quiet", "echo I am on $(hostname)\nexit\n"
+    assert "I am on login" in desk.terminal(allocate, ask)
     cluster.configure(LaunchParameters="use_interactive_step")
     try:
-        assert "I am on n3" in cluster.run(ask).stdout
+        assert "I am on n3" in desk.terminal(allocate, ask)
     finally:
         cluster.configure(LaunchParameters="")

@@ -310,7 +310,8 @@ def test_released_received_and_run(
     if own:  # the installation has one too
         del env["LLM_APPTAINER"]
         assert (installed / ".tools/apptainer").resolve().parent == tmp_path / "cluster/.tools"
-    run = [installed / "bin/llm-run", "--image", "base", "python3", "-c", "print('it runs')"]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path,
-                          env={**os.environ, **env, "LLM_CACHE_DIR": str(tmp_path / "cache")})
-    assert done.stdout == "it runs\n", done.stderr
+    for place in (home, installed):
+        run = [place / "bin/llm-run", "--image", "base", "python3", "-c", "print('it runs')"]
+        done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path,
+                              env={**os.environ, **env, "LLM_CACHE_DIR": str(tmp_path / "cache")})
+        assert done.stdout == "it runs\n", done.stderr
