@@ -9,6 +9,7 @@ goes to the CPU: enough to try a command on a small model before it waits in a q
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import wraps
 from typing import Any
@@ -48,8 +49,15 @@ def use_the_cpu() -> None:
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
         print("finetuning.py: no GPU here; what llama-recipes sends to GPUs goes to the CPU",
               file=sys.stderr)
         use_the_cpu()
     fire.Fire(finetuning.main)
+    if on_cpu:
+        # While Python tidies up, a thread of gloo that lets go of a tensor would abort the process:
+        # https://github.com/pytorch/pytorch/pull/179291
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

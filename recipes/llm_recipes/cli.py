@@ -57,6 +57,9 @@ def run_recipe(function: Callable[..., int | None], argv: Sequence[str] | None =
     """
     program = Path(sys.argv[0]).name or "recipe"
     arguments = list(sys.argv[1:] if argv is None else argv)
+    status = 1  # of a traceback
+    # Registered before the libraries' own, so that it is the last of them.
+    atexit.register(lambda: _end_torchruns(status))
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
     _quiet_libraries()
     try:
@@ -72,11 +75,29 @@ def run_recipe(function: Callable[..., int | None], argv: Sequence[str] | None =
         # Python flushes standard output once more at exit and would complain there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = BROKEN_PIPE
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
     # Ctrl-C while Python tidies up, when all is done, would be a traceback
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
+
+
+def _end_torchruns(status: int) -> None:
+    """End a process that torchrun started, at once and with this status.
+
+    While Python tidies up, a thread of gloo that lets go of a tensor aborts the process:
+    https://github.com/pytorch/pytorch/pull/179291. destroy_process_group() ends such threads only
+    if nothing else refers to a group; Trainer, DeepSpeed and device meshes do.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _run(function: Callable[..., int | None], argv: list[str], program: str) -> int | None:

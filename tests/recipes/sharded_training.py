@@ -9,6 +9,7 @@ One start makes all of them: starting takes longer than the training.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +133,5 @@ def main(base: str, tied: str, output: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    # As `_end_torchruns` of llm_recipes.cli does, and for its reason.
+    os._exit(0)

@@ -147,7 +147,7 @@ def test_of_torchruns_processes_the_first_says_it(
     assert end.value.code == 2 and (said in error if said else error == "")
 
 
-def process(body: str) -> subprocess.Popen[str]:
+def process(body: str, **environment: str) -> subprocess.Popen[str]:
     code = (
         "import sys, time\nfrom llm_recipes.cli import run_recipe\n"
         f"def recipe() -> None:\n    '''Wait.'''\n    {body}\nrun_recipe(recipe, [])\n"
@@ -157,7 +157,7 @@ def process(body: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=recipe_environment(),
+        env={**recipe_environment(), **environment},
     )
 
 
@@ -178,6 +178,66 @@ def test_ctrl_c_after_the_end_is_no_traceback() -> None:
     with process(late) as running:
         _, error = running.communicate(timeout=30)
     assert (running.returncode, error) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        ("print('done')", 0, ""),
+        ("return 75", 75, ""),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit('a reason')", 1, "a reason"),
+        ("[][1]", 1, "IndexError"),
+        ("signal.raise_signal(15)", 143, "terminated"),
+    ],
+)
+def test_a_process_of_torchrun_ends_before_python_tidies_up(
+    end: str, status: int, said: str
+) -> None:
+    kept = (
+        "import atexit, signal\n    class Kept:\n        def __del__(self): print('tidied')\n"
+        f"    global kept; kept = Kept(); atexit.register(print, 'at the end')\n    {end}"
+    )
+    for environment, tidied in (({}, True), ({"TORCHELASTIC_RUN_ID": "1"}, False)):
+        with process(kept, **environment) as running:
+            out, error = running.communicate(timeout=30)
+        assert running.returncode == status and said in error, error
+        assert "at the end\n" in out and ("tidied" in out) is tidied
+
+
+GLOO = """
+import os, socket, sys, torch
+import torch.distributed as dist
+from llm_recipes.cli import run_recipe
+def recipe() -> None:
+    '''Add up, and leave while a thread of gloo may still hold a tensor.'''
+    dist.init_process_group("gloo")
+    sys.kept = dist.group.WORLD
+    sys.setswitchinterval(1000)  # or the thread is mostly done before Python tidies up
+    for _ in range(200):
+        dist.all_reduce(torch.ones(4))
+    dist.destroy_process_group()
+os.environ |= {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+for _ in range(8):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        os.environ["MASTER_PORT"] = str(listening.getsockname()[1])
+    children = []
+    for rank in range(2):
+        os.environ["RANK"] = str(rank)
+        children.append(os.fork())
+        if not children[-1]:
+            run_recipe(recipe, [])
+    print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children], flush=True)
+"""
+
+
+def test_gloos_threads_do_not_abort_a_process_at_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GLOO],
+        capture_output=True, text=True, timeout=120, env=recipe_environment(),
+    )  # fmt: skip
+    # Without the care, one of the sixteen is aborted nearly always.
+    assert done.stdout == "[0, 0]\n" * 8, done.stdout + done.stderr
 
 
 def test_what_libraries_say_of_themselves_is_left_out() -> None:
