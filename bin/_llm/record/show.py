@@ -166,7 +166,7 @@ def _took(record: Record) -> str:
 
 def _code(record: Record) -> str:
     commit, dirty = record.text("commit", "code"), record.part("code").get("dirty")
-    words = {True: "with changes that are not committed", False: "clean"}
+    words = {True: "with changes that are not committed", False: "no unstaged changes"}
     state = words.get(dirty, "") if isinstance(dirty, bool) else ""
     name, digest = recipe_file(record)
     recipe = f"{name} {digest[:12]}" if digest else name

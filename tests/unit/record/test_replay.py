@@ -226,8 +226,9 @@ def test_a_folder_that_can_not_be_made(
 
 def test_show(llm_record: Here, record_file: Path, run_folder: Path) -> None:
     screen = llm_record("show", record_file).stdout
-    for part in ("inference/generate: complete", "10 min", "llm-cpu-0123456789ab.sif", "clean",
-                 "load_s 1.5 s", "tokens_per_s 10 /s", "prompts.txt", "OMP_NUM_THREADS=3"):
+    for part in ("inference/generate: complete", "10 min", "llm-cpu-0123456789ab.sif",
+                 "no unstaged changes", "load_s 1.5 s", "tokens_per_s 10 /s", "prompts.txt",
+                 "OMP_NUM_THREADS=3"):
         assert part in screen, screen
     assert "seed=0" not in screen and "temperature=1e-05" in screen  # only what is not the default
     assert json.loads(llm_record("show", "--json", record_file).stdout)["schema"] == 1
