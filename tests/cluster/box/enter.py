@@ -32,8 +32,11 @@ def main() -> int:
     # /proc changes with the mount namespace, which therefore comes last.
     for handle in handles:
         setns(handle)
+    # The command may say that it is ready before this process goes on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         _become(request)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -42,6 +45,7 @@ def main() -> int:
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     status = os.waitpid(child, 0)[1]
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
