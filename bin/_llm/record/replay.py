@@ -188,21 +188,25 @@ def run(plan: Plan, quiet: bool) -> int:
     """
     # Ctrl-C reaches the program too, which ends in its own way; this one waits for that.
     interrupted = []
+    early: list[int] = []  # before the program was there
     started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT:
             interrupted.append(number)
+        elif started:
+            started[0].send_signal(number)
         else:
-            for process in started:
-                process.send_signal(number)
+            early.append(number)
 
     before = {number: signal.signal(number, pass_on)
               for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         started.append(subprocess.Popen(plan.words, cwd=plan.cwd, env=plan.env,
                                         stdout=sys.stderr if quiet else None))
+        for number in early:
+            started[0].send_signal(number)
         status = started[0].wait()
     finally:
         for number, handler in before.items():

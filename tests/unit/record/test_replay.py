@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from git_folders import git
 
-from _llm.record.replay import _take_folder
+from _llm.record.code import Code
+from _llm.record.replay import Plan, _take_folder, run
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # The library of this repository, as if it lay in the checkout of the test.
@@ -261,3 +262,17 @@ def test_show_of_hostile_and_of_old_records(llm_record: Here, record_file: Path)
     for words in (("show",), ("show", "--json"), ("show", "--check"), ("replay", "--dry-run")):
         done = llm_record(*words, record_file)
         assert "Traceback" not in done.stderr and done.returncode in (0, 1, 2), done.stderr
+
+
+def test_a_signal_that_comes_while_the_program_starts_reaches_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = subprocess.Popen
+
+    def popen(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("_llm.record.replay.subprocess.Popen", popen)
+    plan = Plan([], Code(""), "", "", [], {}, "/", ["sleep", "60"], dict(os.environ))
+    assert run(plan, quiet=False) == 128 + signal.SIGTERM
