@@ -35,12 +35,12 @@ from llm_recipes.evaluation.harness_options import (
     split_names,
     whole_path,
 )
+from llm_recipes.ranks import Ranks, end_ranks, is_first_process, start_ranks
 from llm_recipes.say import say
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from llm_recipes.ranks import Ranks
 
 RECIPE = "evaluate/harness"
 SHIPPED = Path(__file__).parent / "tasks"
@@ -171,7 +171,6 @@ def evaluate(
 
         faults += placement_faults(settings)
     raise_all(faults)
-    from llm_recipes.ranks import end_ranks, start_ranks
 
     ranks = start_ranks(use_gpus=device != "cpu" and not is_gguf(model))
     try:
@@ -565,7 +564,7 @@ def quiet_harness() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+    if not sys.stderr.isatty() or not is_first_process():
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 

@@ -36,6 +36,7 @@ from llm_recipes.arguments import (
     value_faults,
 )
 from llm_recipes.errors import USER_MISTAKE, LLMError, leaves, raise_all
+from llm_recipes.ranks import is_first_process
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141  # 128 + signal, as shells report them
 SECONDS_FOR_THE_FIRST = 10.0
@@ -143,7 +144,7 @@ def call_with_arguments(
 
 def _refuse(faults: Sequence[LLMError]) -> None:
     """Raise the faults; of the processes that torchrun started alike only the first says them."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+    if "TORCHELASTIC_RUN_ID" in os.environ and not is_first_process():
         # torchrun ends the others when one fails, and the first must have spoken by then.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SECONDS_FOR_THE_FIRST)

@@ -159,6 +159,11 @@ def _appears(path: Path) -> bool:
     return False
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process or the first of torchrun's, before it is a `Ranks`, too."""
+    return os.environ.get("RANK", "0") in ("0", "")
+
+
 def start_ranks(use_gpus: bool) -> Ranks:
     """Join the process group of torchrun's variables; a single process needs none.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_recipes import run_environment
 from llm_recipes.files import write_text
+from llm_recipes.ranks import is_first_process
 from llm_recipes.run_secrets import (
     hidden_options,
     plain,
@@ -156,7 +157,7 @@ def add_input(
     # "-" is standard input, OWNER/NAME a hub's data set: there is nothing to read.
     there = several or os.path.lexists(asked[0])
     paths = tuple(path.absolute() for path in asked) if there else ()
-    reading = Reading(paths) if paths and run_environment.is_first_process() else None
+    reading = Reading(paths) if paths and is_first_process() else None
     shown = names if given is None else [given] if isinstance(given, str) else list(given)
     record.inputs[part] = Input(tuple(map(str, shown)), paths, several, reading)
 

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from llm_recipes.ranks import is_first_process
 from llm_recipes.run_secrets import SECRET_PREFIXES, is_secret_name, plain, without_passwords
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, WSL
@@ -119,11 +120,6 @@ def code(recipe: str) -> dict[str, Any]:
         "recipe": _recipe_file(recipe),
         "files_sha256": files_sha256() if is_first_process() else None,
     }
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process, or the first of torchrun's."""
-    return os.environ.get("RANK", "0") in ("0", "")
 
 
 def files_sha256(folder: Path = RECIPES) -> str:

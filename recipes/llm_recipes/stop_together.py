@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from llm_recipes import stop_signals
+from llm_recipes.ranks import is_first_process
 
 REASONS = ("told to stop", "the time limit is near", "interrupted by Ctrl-C")
 TOLD, TIME_LIMIT, CTRL_C = range(3)
@@ -114,5 +115,5 @@ class StopWatch:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
         self._interrupted = True
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             print("\nCtrl-C: saving after this step (again: at once)", file=sys.stderr, flush=True)

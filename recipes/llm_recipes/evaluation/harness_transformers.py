@@ -11,7 +11,6 @@ where that was too much.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from llm_recipes.evaluation.task_by_task import text_length
 from llm_recipes.harness_requests import no_room
 from llm_recipes.model_folder import first_line
 from llm_recipes.models import LoadedModel, ModelSize
+from llm_recipes.ranks import is_first_process
 from llm_recipes.say import say
 
 # Rows of a batch: more gain nothing. On CPUs a row keeps the cores busy by itself.
@@ -121,12 +121,12 @@ def answer_in_batches(
 
 def is_quiet() -> bool:
     """Whether bars would only fill a job's log."""
-    return not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    return not sys.stderr.isatty() or not is_first_process()
 
 
 def say_cut(longest: int, room: int) -> None:
     """Tell that requests lose their beginnings, which lm-eval does without a word."""
-    if longest > room and os.environ.get("RANK", "0") == "0":
+    if longest > room and is_first_process():
         what = f"requests of up to {longest:,} tokens are longer than the {room:,}"
         say(f"warning: {what} that the model sees: their beginnings are left out")
 
