@@ -18,9 +18,6 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import torch
-
-# Imported before there are processes: defaults of its functions keep the group that they find, and
-# gloo's threads with it, which abort a process that ends while they let go of a tensor.
 from fairscale.nn.model_parallel import initialize
 
 from llm_recipes.cli import TERMINATED, Terminated
@@ -58,7 +55,6 @@ def among_ranks(work: Callable[[Ranks], int], use_gpus: bool) -> int:
         # NCCL's groups are destroyed when all their work is done, which it never is once a process
         # has failed: this one would wait and not even say why. torch aborts them at its exit.
         if status == 0 or ranks.count == 1 or not _computed_on_gpus():
-            initialize.destroy_model_parallel()  # it keeps groups, too
             end_ranks()
 
 
