@@ -9,6 +9,7 @@ goes to the CPU: enough to try a command on a small model before it waits in a q
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from functools import wraps
@@ -48,16 +49,24 @@ def use_the_cpu() -> None:
     bitsandbytes.validate_bnb_backend_availability = lambda raise_exception=False: True
 
 
-if __name__ == "__main__":
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        print("finetuning.py: no GPU here; what llama-recipes sends to GPUs goes to the CPU",
-              file=sys.stderr)
-        use_the_cpu()
-    fire.Fire(finetuning.main)
-    if on_cpu:
-        # While Python tidies up, a thread of gloo that lets go of a tensor would abort the process:
-        # https://github.com/pytorch/pytorch/pull/179291
+def end_if_done() -> None:
+    """End the process before Python tidies up, if the training has come to its end.
+
+    A thread of gloo that lets go of a tensor meanwhile would abort it:
+    https://github.com/pytorch/pytorch/pull/179291
+    """
+    if is_done:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+if __name__ == "__main__":
+    is_done = False
+    if not torch.cuda.is_available():
+        print("finetuning.py: no GPU here; what llama-recipes sends to GPUs goes to the CPU",
+              file=sys.stderr)
+        use_the_cpu()
+        atexit.register(end_if_done)  # runs after those that come later
+    fire.Fire(finetuning.main)
+    is_done = True
