@@ -19,6 +19,13 @@ SAID_ALREADY = ("Sending process ", f"failed (exitcode: {USER_MISTAKE})")
 
 def main() -> int:
     """Run torchrun with this program's arguments; returns the exit status."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # while torch is loaded; later torchrun makes its own exception of it
+        return 130
+
+
+def _run() -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import recipe_environment
+from conftest import RECIPES, recipe_environment
 
 pytest.importorskip("torch")
 # One starts it as llm-run does; the working directory holds what torch must not find.
@@ -20,6 +20,14 @@ if os.environ["RANK"] == "0":
         sys.exit(2)
     raise RuntimeError("rank zero is lost")
 """
+
+
+def test_ctrl_c_while_torch_is_loaded_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    env = {**recipe_environment(), "PYTHONPATH": f"{tmp_path}:{RECIPES}"}
+    words = [sys.executable, "-c", START, "--", "train.py"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize(
