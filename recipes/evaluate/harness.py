@@ -35,7 +35,13 @@ from llm_recipes.evaluation.harness_options import (
     split_names,
     whole_path,
 )
-from llm_recipes.ranks import Ranks, end_ranks, is_first_process, start_ranks
+from llm_recipes.ranks import (
+    Ranks,
+    end_ranks,
+    is_first_process,
+    only_the_failed_speaks,
+    start_ranks,
+)
 from llm_recipes.say import say
 
 if TYPE_CHECKING:
@@ -174,7 +180,8 @@ def evaluate(
 
     ranks = start_ranks(use_gpus=device != "cpu" and not is_gguf(model))
     try:
-        return run(settings, ranks)
+        with only_the_failed_speaks(ranks):
+            return run(settings, ranks)
     finally:
         end_ranks()
 

@@ -140,12 +140,13 @@ def finetune(
     """
     settings = dict(locals())
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from llm_recipes.ranks import end_ranks, start_ranks
+    from llm_recipes.ranks import end_ranks, only_the_failed_speaks, start_ranks
 
     ranks = start_ranks(use_gpus=device != "cpu")
     try:
-        job = ranks.together(lambda: check(settings, ranks))
-        return run(job, ranks)
+        with only_the_failed_speaks(ranks):
+            job = ranks.together(lambda: check(settings, ranks))
+            return run(job, ranks)
     finally:
         end_ranks()
 

@@ -8,11 +8,13 @@ torchrun says who is who (RANK, WORLD_SIZE); without it there is one process.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,15 @@ from llm_recipes.errors import USER_MISTAKE, LLMError
 # Of a collective. The first rank prepares data and writes the final model while others wait.
 TIMEOUT = datetime.timedelta(hours=2)
 SEEN_SECONDS = 15  # for a file of another node to appear
+# What gloo says when the process on the other end has ended.
+GONE_WORDS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket closed",
+)
+# Until torchrun ends the others, after a rank has failed: for that rank to say why.
+SECONDS_TO_SPEAK = 3.0
 Found = TypeVar("Found")
 
 
@@ -190,6 +201,37 @@ def start_ranks(use_gpus: bool) -> Ranks:
     torch.distributed.init_process_group(backend, timeout=TIMEOUT)
     on_node = max(1, _number("LOCAL_WORLD_SIZE", 1))
     return Ranks(_number("RANK", 0), count, local, max(1, count // on_node))
+
+
+@contextlib.contextmanager
+def only_the_failed_speaks(ranks: Ranks) -> Iterator[None]:
+    """In the block: end without a word, status 2, where the first rank has ended before.
+
+    That one says why it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.is_first or not is_gone(error):
+            raise
+        let_another_speak(1.0)
+        raise SystemExit(USER_MISTAKE) from None
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether a collective failed because another process has ended."""
+    return any(words in str(error) for words in GONE_WORDS)
+
+
+def let_another_speak(most: float = SECONDS_TO_SPEAK) -> None:
+    """Wait some seconds: torchrun ends this rank without a word when the failed one has ended.
+
+    Args:
+        most: Seconds; SECONDS_TO_SPEAK are enough in any case.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(min(most, SECONDS_TO_SPEAK))
 
 
 def end_ranks() -> None:

@@ -86,7 +86,7 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaving, "SECONDS_TO_SPEAK", 0.3)
+    monkeypatch.setattr("llm_recipes.ranks.SECONDS_TO_SPEAK", 0.3)
 
 
 def a_batch(leader: Leader) -> None:

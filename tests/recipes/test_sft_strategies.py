@@ -38,12 +38,15 @@ def alone(model_folder: Path, numbers: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def torchrun(command: Sequence[str], processes: int, cache: Path, **env: str) -> str:
-    """Run a command's script in several processes; returns what they said. env STATUS: expected."""
-    expected = int(env.pop("STATUS", "0"))
+    """Run a command's script in several processes; returns what they said.
+
+    env: STATUS: expected. FILE_BYTES: of a file at most, the stand-in for a full disk.
+    """
+    expected, limit = int(env.pop("STATUS", "0")), env.pop("FILE_BYTES", "unlimited")
     environment = {**recipe_environment(), "LLM_CACHE_DIR": str(cache), **env}
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [sys.executable, *start, *command[1:]],
+        ["prlimit", f"--fsize={limit}", sys.executable, *start, *command[1:]],
         capture_output=True, text=True, timeout=400, env=environment, check=False,
     )  # fmt: skip
     assert (done.returncode != 0) == (expected != 0), done.stdout + done.stderr
@@ -114,3 +117,10 @@ def test_a_rank_that_dies_ends_the_others(
     assert said.count("--target-modules 'nothing' is no linear layer") == 1
     assert "--global-batch 8 can't be shared" in said and not (tmp_path / "out").exists()
     assert RECIPES.exists()
+
+
+def test_a_full_disk_is_said_once(model_folder: Path, numbers: Path, tmp_path: Path) -> None:
+    command = sft_command(model_folder, numbers, tmp_path / "out", *STEPS, "--strategy=ddp")
+    said = torchrun(command, 2, tmp_path / "cache", STATUS="1", FILE_BYTES="20000")
+    assert said.count("sft.py: cannot write") == 1, said
+    assert 'sft.py", line' not in said, "torchrun has a traceback of its own, we have none"

@@ -27,7 +27,7 @@ from paused import go_on, paused, wait_for_pause
 
 from llm_recipes.cli import run_recipe
 from llm_recipes.decoding import DecodeSettings
-from llm_recipes.meta import leaving, session
+from llm_recipes.meta import session
 from llm_recipes.meta.model import MetaLlama
 from llm_recipes.meta.tokenizer import load_tokenizer, stop_ids
 from llm_recipes.prompts import Prompt, render
@@ -64,7 +64,7 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torchrun nothing ends the ranks that let another speak."""
-    monkeypatch.setattr(leaving, "SECONDS_TO_SPEAK", 0.3)
+    monkeypatch.setattr("llm_recipes.ranks.SECONDS_TO_SPEAK", 0.3)
 
 
 def run(*arguments: object) -> int:

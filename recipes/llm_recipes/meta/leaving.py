@@ -21,19 +21,17 @@ import torch
 from fairscale.nn.model_parallel import initialize
 
 from llm_recipes.cli import TERMINATED, Terminated
-from llm_recipes.errors import USER_MISTAKE, LLMError
+from llm_recipes.errors import LLMError
 from llm_recipes.model_folder import first_line
-from llm_recipes.ranks import Ranks, end_ranks, start_ranks
-
-# What gloo says when the process on the other end has ended.
-GONE_WORDS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Socket closed",
+from llm_recipes.ranks import (
+    Ranks,
+    end_ranks,
+    is_gone,
+    let_another_speak,
+    only_the_failed_speaks,
+    start_ranks,
 )
-# Until torchrun ends the others, after a rank has failed: for that rank to say why.
-SECONDS_TO_SPEAK = 3.0
+
 SECONDS_TO_LEAVE = 5.0  # for a follower after SIGTERM; torchrun itself waits for 30
 _ended = threading.Event()  # by torchrun, after another rank had gone
 
@@ -71,41 +69,23 @@ def leaving_together(ranks: Ranks) -> Iterator[None]:
         LLMError: On rank 0, if another has gone and nothing ended this one in the meantime.
         SystemExit: On the others.
     """
-    try:
-        yield
-    except SystemExit:  # from `Ranks.together`
-        let_another_speak()
-        raise
-    except RuntimeError as error:
-        if not is_gone(error):
+    with only_the_failed_speaks(ranks):
+        try:
+            yield
+        except SystemExit:  # from `Ranks.together`
+            let_another_speak()
             raise
-        if not ranks.is_first:
-            let_another_speak(1.0)
-            raise SystemExit(USER_MISTAKE) from None
-        if _ended.is_set():  # and the rank that failed has spoken
-            raise SystemExit(TERMINATED) from None
-        let_another_speak()
-        raise LLMError(
-            "another process of this model has ended",
-            first_line(error),
-            "see what it said, above or in its node's log; answers so far are kept",
-        ) from None
-
-
-def is_gone(error: BaseException) -> bool:
-    """Whether a collective failed because another process has ended."""
-    return any(words in str(error) for words in GONE_WORDS)
-
-
-def let_another_speak(most: float = SECONDS_TO_SPEAK) -> None:
-    """Wait some seconds: torchrun ends this rank without a word when the failed one has ended.
-
-    Args:
-        most: Seconds; SECONDS_TO_SPEAK are enough in any case.
-    """
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(min(most, SECONDS_TO_SPEAK))
+        except RuntimeError as error:
+            if not ranks.is_first or not is_gone(error):
+                raise
+            if _ended.is_set():  # and the rank that failed has spoken
+                raise SystemExit(TERMINATED) from None
+            let_another_speak()
+            raise LLMError(
+                "another process of this model has ended",
+                first_line(error),
+                "see what it said, above or in its node's log; answers so far are kept",
+            ) from None
 
 
 def finish_in_spite_of_sigterm() -> None:

@@ -26,13 +26,8 @@ from torch import Tensor
 
 from llm_recipes.cli import INTERRUPTED, Terminated
 from llm_recipes.errors import USER_MISTAKE, LLMError
-from llm_recipes.meta.leaving import (
-    finish_in_spite_of_sigterm,
-    is_gone,
-    let_another_speak,
-    signals_wait,
-)
-from llm_recipes.ranks import Ranks
+from llm_recipes.meta.leaving import finish_in_spite_of_sigterm, signals_wait
+from llm_recipes.ranks import Ranks, is_gone, let_another_speak
 
 HEADER = 3  # numbers of a command before its tokens: kind and two more
 # A follower waits for a command as long as a person at the terminal thinks.
