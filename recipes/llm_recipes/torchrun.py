@@ -11,6 +11,7 @@ Ctrl-C are different; of any other failure torchrun says what it always says.
 from __future__ import annotations
 
 import logging
+import signal
 
 USER_MISTAKE = 2  # as in `llm_recipes.errors`, which an older Python can't read
 # What torchrun's logger says of the processes that it ends because one has ended.
@@ -19,19 +20,17 @@ SAID_ALREADY = ("Sending process ", f"failed (exitcode: {USER_MISTAKE})")
 
 def main() -> int:
     """Run torchrun with this program's arguments; returns the exit status."""
-    try:
-        return _run()
-    except KeyboardInterrupt:  # while torch is loaded; later torchrun makes its own exception of it
-        return 130
-
-
-def _run() -> int:
+    hears_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if hears_ctrl_c:  # torch, broken off while it is loaded, says so in many lines, or aborts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
     logger.addFilter(lambda line: not line.getMessage().startswith(SAID_ALREADY))
+    if hears_ctrl_c:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         torchrun()
     except ChildFailedError as error:
@@ -41,5 +40,8 @@ def _run() -> int:
         return USER_MISTAKE
     except SignalException as error:
         return 128 + int(error.sigval)
+    except KeyboardInterrupt:  # before torchrun made its own exception of it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it may come a second time
+        return 128 + int(signal.SIGINT)
     return 0
 
